@@ -1,0 +1,254 @@
+"""The rules that single settings obey: what a value may be, and how a wrong one is answered.
+
+Where values come from, what they are called and the rules between two settings belong to
+`config.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.durations import seconds, spell
+
+# Longer times overflow timers and timestamps; nobody means them.
+LONGEST_SECONDS = 3650 * 86400.0
+
+_TRUE = {"true", "yes", "on", "1"}
+_FALSE = {"false", "no", "off", "0"}
+_PASSWORDS = (
+    (re.compile(r"(://[^:@/\s]*):[^@\s]*@"), r"\1:***@"),
+    (re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", re.IGNORECASE), r"\1***"),
+)
+
+
+class Broken(ValueError):
+    """A value breaks its rule. Reads on after the value: `must be ..., remedy`."""
+
+
+class Rule:
+    """What one setting may be."""
+
+    def check(self, value: object) -> Any:
+        """Return the value as the program uses it, from what TOML gave.
+
+        Raises:
+            Broken: with the rule and the remedy.
+        """
+        raise NotImplementedError
+
+    def parse(self, text: str) -> object:
+        """Return what TOML would have given for the text of an environment variable."""
+        return text
+
+
+@dataclass(frozen=True)
+class Duration(Rule):
+    """A time, kept in seconds: "500ms", "30s", "1h 30m", or a number of seconds.
+
+    `word` is a text that stands for None: no limit.
+    """
+
+    minimum: float = 0.0
+    word: str | None = None
+
+    def check(self, value: object) -> float | None:
+        if self.word is not None and value == self.word:
+            return None
+        example = ' write "500ms", "30s", "1m" or "7d"'
+        if self.word is not None:
+            example += f', or "{self.word}" for no limit'
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise Broken(f"must be a duration:{example}")
+        try:
+            number = seconds(value)
+        except ValueError:
+            raise Broken(f"must be a duration:{example}") from None
+        if number < self.minimum:
+            raise Broken(f"must be at least {spell(self.minimum)}:{example}")
+        if number > LONGEST_SECONDS:
+            raise Broken(f"must be at most {spell(LONGEST_SECONDS)}:{example}")
+        return number
+
+    def parse(self, text: str) -> object:
+        # Programs that set variables often write bare seconds.
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+
+@dataclass(frozen=True)
+class Whole(Rule):
+    """A whole number within bounds; `words` are texts that stand for a number found at load."""
+
+    minimum: int
+    maximum: int
+    words: Mapping[str, Callable[[], int]] = field(default_factory=dict)
+
+    def check(self, value: object) -> int:
+        if isinstance(value, str) and value in self.words:
+            value = self.words[value]()
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not self.minimum <= value <= self.maximum
+        ):
+            or_words = "".join(f' or "{word}"' for word in self.words)
+            raise Broken(
+                f"must be a whole number from {self.minimum} to {self.maximum}{or_words}: "
+                f"write it without quotes and without unit, such as {self.minimum}"
+            )
+        return value
+
+    def parse(self, text: str) -> object:
+        try:
+            return int(text)
+        except ValueError:
+            return text
+
+
+@dataclass(frozen=True)
+class Flag(Rule):
+    """True or false."""
+
+    def check(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise Broken("must be true or false: write one of these two, without quotes")
+        return value
+
+    def parse(self, text: str) -> object:
+        word = text.lower()
+        return True if word in _TRUE else False if word in _FALSE else text
+
+
+@dataclass(frozen=True)
+class Choice(Rule):
+    """One of a few words."""
+
+    words: tuple[str, ...]
+    remedy: str = "write one of them"
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str) or value not in self.words:
+            words = " or ".join(f'"{word}"' for word in self.words)
+            raise Broken(f"must be {words}: {self.remedy}")
+        return value
+
+
+@dataclass(frozen=True)
+class Text(Rule):
+    """A text of one line, of a shape that `pattern` holds and `shape` says."""
+
+    pattern: str = r"[^\x00-\x1f\x7f]+"
+    shape: str = "a text of one line, not empty"
+    remedy: str = "write it in quotes, or leave the key out"
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str) or re.fullmatch(self.pattern, value) is None:
+            raise Broken(f"must be {self.shape}: {self.remedy}")
+        return value
+
+
+@dataclass(frozen=True)
+class Texts(Rule):
+    """A list of texts; in an environment variable separated by commas."""
+
+    item: Text
+    is_empty_allowed: bool = True
+
+    def check(self, value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not (value or self.is_empty_allowed):
+            raise Broken(
+                f'must be a list{"" if self.is_empty_allowed else ", not empty"}: write ["..."], '
+                "in an environment variable a,b"
+            )
+        for item in value:
+            try:
+                self.item.check(item)
+            except Broken as broken:
+                raise Broken(f"has {shown(item)}, which {broken}") from None
+        if len(set(value)) != len(value):
+            raise Broken("names something twice: name it once")
+        return tuple(value)
+
+    def parse(self, text: str) -> object:
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@dataclass(frozen=True)
+class QueueNames(Rule):
+    """The queues of a pool in the order in which it serves them; "*" is all others."""
+
+    def check(self, value: object) -> tuple[str, ...]:
+        names = Texts(
+            Text(
+                r"\*|[A-Za-z0-9][A-Za-z0-9_.:/-]{0,199}",
+                'the name of a queue or "*"',
+                "use letters, digits and _.:/-, at most 200, beginning with a letter or digit",
+            ),
+            is_empty_allowed=False,
+        ).check(value)
+        if "*" in names[:-1]:
+            raise Broken(
+                'must have "*" (all other queues) in the last place: move it there, '
+                "since what follows it would never have a turn of its own"
+            )
+        return names
+
+    def parse(self, text: str) -> object:
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@dataclass(frozen=True)
+class DatabaseUrl(Rule):
+    """Where a PostgreSQL server is; `word` is a text that stands for one of our own."""
+
+    word: str | None = None
+
+    def check(self, value: object) -> str:
+        if isinstance(value, str):
+            if self.word is not None and value == self.word:
+                return value
+            if re.match(r"postgres(ql)?(\+[a-z0-9_]+)?://\S*$", value):
+                return value
+            # libpq's other spelling: keyword = value pairs.
+            if "://" not in value and re.match(r"\s*[a-z_]+\s*=", value):
+                return value
+        or_word = f' or "{self.word}"' if self.word else ""
+        raise Broken(
+            f"must be the URL of a PostgreSQL database{or_word}: "
+            'write "postgresql://user:password@host:5432/database"'
+        )
+
+
+@dataclass(frozen=True)
+class Bind(Rule):
+    """An address to listen at, "host:port"; "" (or "off") for none."""
+
+    def check(self, value: object) -> str:
+        if value in ("", "off"):
+            return ""
+        if isinstance(value, str):
+            _, separator, port = value.rpartition(":")
+            has_host = re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[^\s:\[\]]*):\d+", value)
+            if separator and has_host and int(port) <= 65535:
+                return value
+        raise Broken(
+            'must be "host:port" with a port up to 65535: write "127.0.0.1:9090", '
+            '"[::1]:9090", ":9090" for all addresses, or "off"'
+        )
+
+
+def shown(value: object) -> str:
+    """Write a value as the file would have it, shortened, with passwords hidden."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):
+        text = repr(value)
+    for pattern, replacement in _PASSWORDS:
+        text = pattern.sub(replacement, text)
+    return text if len(text) <= 120 else text[:117] + "..."

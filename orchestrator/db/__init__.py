@@ -1,0 +1,1 @@
+"""The machinery round PostgreSQL: connections, statements, migrations, the embedded server."""

@@ -1,0 +1,1 @@
+"""The processes of a node: the supervisor and its kinds of children, one file each."""

@@ -1,0 +1,683 @@
+"""The steward: speaks for the node. Beats, listens, wakes idle workers, writes crash reports.
+
+One direct session. Losing it never ends the process: reports wait, workers pause, everything goes
+on when the database is back. It is the only writer of crash reports, so nothing has to be agreed
+between processes about a death:
+
+    report   from the supervisor, for a worker that died with a token; answered when written
+    beat     every `heartbeat_interval`, before other work; says that the node lives
+    poll     every `claim_interval` and on each ring: wake as many idle workers as there is work
+    reconcile  on each death, on reconnect, every 5 s: rows of this node that nobody runs go back,
+             attempts that run without a row are killed
+
+Reconcile reads rows, then slots, then the supervisor's messages, in this order. A worker publishes
+its token before it claims, and the supervisor lists a report before it clears a slot; so a row whose
+token is in neither was claimed by nobody who lives. The mirror: a token that runs before and after
+the rows were read, and has no row, lost its claim (server crash after an asynchronous commit, or a
+rescue).
+
+Every wait for the server ends after 5 s at the latest: a beat unanswered for so long means that there is
+no session, and the slots' header says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import sys
+import termios
+import time
+from typing import Any
+
+import msgspec
+import psycopg2
+import psycopg2.extensions
+
+from orchestrator import __version__, config, logs, metrics
+from orchestrator.db import embedded
+from orchestrator.db.connection import Backoff, Keepalives, Session, StatementTimeout, connect
+from orchestrator.errors import DatabaseUnavailable
+from orchestrator.options import Policy, after, match
+from orchestrator.outcome import (
+    BUDGET_OF_CAUSE,
+    Answer,
+    Budget,
+    Cause,
+    Ending,
+    Failure,
+    Outcome,
+    Usage,
+)
+from orchestrator.processes import identity
+from orchestrator.processes.birth import begin
+from orchestrator.processes.signals import SignalInbox
+from orchestrator.slots import Phase, SlotView
+from orchestrator.store import doorbell, nodes
+from orchestrator.store.fail import fail
+from orchestrator.store.poll import poll, unhold
+from orchestrator.store.release import release
+from orchestrator.store.running import running
+
+RECONCILE_SECONDS = 5.0
+ANSWER_SECONDS = 5.0
+UNHOLD_SLICE = 1000
+
+log = logs.get("steward")
+
+
+class Refused(Exception):
+    """This node may not run beside the one that is there."""
+
+
+class NotYet(DatabaseUnavailable):
+    """The database answers, and this node may not take its place in it yet."""
+
+
+def _wait_bounded(connection: Any) -> None:
+    """Wait for the server, at most `ANSWER_SECONDS`: psycopg2's own wait has no end."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    with selectors.DefaultSelector() as selector:
+        while True:
+            state = connection.poll()
+            if state == psycopg2.extensions.POLL_OK:
+                return
+            mask = (
+                selectors.EVENT_READ
+                if state == psycopg2.extensions.POLL_READ
+                else selectors.EVENT_WRITE
+            )
+            selector.register(connection.fileno(), mask)
+            left = deadline - time.monotonic()
+            if left <= 0 or not selector.select(left):
+                # psycopg2 closes the connection of a wait that fails.
+                raise psycopg2.OperationalError(f"no answer from the server for {ANSWER_SECONDS} s")
+            selector.unregister(connection.fileno())
+
+
+class Steward:
+    """One node's spokesman."""
+
+    def __init__(self) -> None:
+        self.place, self.settings = begin(dies_with_supervisor=False)
+        metrics.set_identity("steward")
+        psycopg2.extensions.set_wait_callback(_wait_bounded)
+        self.inbox = SignalInbox(identity.PASSED_SIGNALS)
+        self.slots = self.place.slots()
+        self.header = self.slots.header
+        self.supervisor = socket.socket(fileno=self.place.socket_fd)
+        self.supervisor.setblocking(False)
+        self.url = embedded.resolve(self.settings)
+        self.session: Session | None = None
+        self.backoff = Backoff()
+        self.retry_at = 0.0
+        self.node = self.header.node_id
+        self.seen_beats: dict[int, Any] = {}  # of other nodes, while it is open whether they live
+        self.policies: dict[str, Policy] = {}
+        self.patterns: list[str] = []
+        self.reports: dict[int, dict[str, Any]] = {}  # by incarnation, not yet written
+        self.is_synced = False
+        self.is_stopping = False
+        self.is_orphaned = False
+        self.holds_sleep_lock = False
+        self.beat_at = self.poll_at = self.reconcile_at = 0.0
+        self.selector = selectors.DefaultSelector()
+        for source in (self.inbox, self.place.life_fd, self.supervisor, self.place.idle_fd):
+            self.selector.register(source, selectors.EVENT_READ)
+
+    # -- the loop
+
+    def run(self) -> None:
+        while not (self.is_stopping or self.is_orphaned):
+            now = time.monotonic()
+            if self.session is None and now >= self.retry_at:
+                self._try(self._open)
+            if self.session is not None:
+                self._try(self._work)
+            self._listen(self._timeout(time.monotonic()))
+        if self.is_orphaned:
+            self._bury()
+        self._leave()
+
+    def _work(self) -> None:
+        """Do what is due, the beat first."""
+        now = time.monotonic()
+        if now >= self.beat_at:
+            self._beat()
+            self.beat_at = now + self.settings.node.heartbeat_interval
+        if self.reports:
+            self._write_reports()
+            self.reconcile_at = now
+        if now >= self.reconcile_at and self.is_synced:
+            self._reconcile()
+            self.reconcile_at = time.monotonic() + RECONCILE_SECONDS
+        if self._take_notifications() or now >= self.poll_at:
+            self._poll()
+            self.poll_at = time.monotonic() + self.settings.node.claim_interval
+
+    def _timeout(self, now: float) -> float:
+        if self.session is None:
+            return max(0.0, self.retry_at - now)
+        return max(0.0, min(self.beat_at, self.poll_at, self.reconcile_at) - now)
+
+    def _listen(self, timeout: float) -> None:
+        """Wait for the server, the supervisor, idle workers, signals; take what came."""
+        for key, _ in self.selector.select(timeout):
+            if key.fileobj is self.inbox:
+                self.is_stopping = self.is_stopping or signal.SIGTERM in self.inbox.drain()
+            elif key.fileobj == self.place.life_fd:
+                self.is_orphaned = True
+            elif key.fileobj is self.supervisor:
+                self._hear()
+            elif key.fileobj == self.place.idle_fd:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self.place.idle_fd)
+                self._on_idle()
+            else:
+                self.poll_at = min(self.poll_at, time.monotonic()) if self._has_news() else self.poll_at
+
+    def _try(self, work: Any) -> None:
+        """Do work that needs the database; without one, say so once and try again later."""
+        try:
+            work()
+        except StatementTimeout as error:
+            log.warning("statement.timed_out", reason=str(error))
+        except DatabaseUnavailable as error:
+            self._lose_session(error)
+
+    # -- the supervisor
+
+    def _hear(self) -> None:
+        """Read all messages of the supervisor."""
+        while True:
+            try:
+                message = self.supervisor.recv(1 << 20)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                message = b""
+            if not message:
+                with contextlib.suppress(KeyError):
+                    self.selector.unregister(self.supervisor)
+                return
+            content = msgspec.json.decode(message)
+            match content["kind"]:
+                case "handlers":
+                    self.policies = msgspec.convert(content["policies"], dict[str, Policy])
+                    self.patterns = sorted(self.policies)
+                    self._describe()
+                case "report":
+                    self.reports[content["incarnation"]] = content
+                case "sync":
+                    self.is_synced = True
+
+    def _tell(self, **message: Any) -> None:
+        # A supervisor that is gone needs no answer, and life's end is heard elsewhere.
+        with contextlib.suppress(OSError):
+            self.supervisor.send(msgspec.json.encode(message))
+
+    def _describe(self) -> None:
+        if self.session is not None and self.node:
+            session = self.session
+            self._try(lambda: nodes.describe(session, node=self.node, handlers=self.patterns))
+
+    # -- the session
+
+    def _open(self) -> None:
+        """Connect, take the node's lock, register where need be, beat: then there is a session."""
+        node = self.settings.node
+        # Long on both sides: a cut cable must not free the node's lock before `worker_timeout`.
+        patience = int(node.worker_timeout) + 10
+        long = Keepalives(patience, 5, 3)
+        database = self.settings.database
+        session = connect(
+            database.direct_url or self.url,
+            schema=database.schema,
+            application_name="orchestrator steward",
+            connect_timeout=database.connect_timeout,
+            statement_timeout=max(0.5, node.heartbeat_interval / 4),
+            client_keepalives=long,
+            server_keepalives=long,
+        )
+        try:
+            self._take_place(session)
+            began = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            if not nodes.beat(session, node=self.node, workers=self._workers()):
+                self.node = 0
+                raise DatabaseUnavailable("the node was marked dead while it took its lock")
+            doorbell.listen(session)
+        except BaseException:
+            session.close()
+            raise
+        self.session = session
+        self.holds_sleep_lock = False
+        self.selector.register(session, selectors.EVENT_READ)
+        self.header.last_beat_ns = began
+        self.header.node_id = self.node
+        self.header.is_session_ok = True
+        if self.backoff.tries:
+            log.info("database.restored")
+        self.backoff.reset()
+        self.beat_at = time.monotonic() + node.heartbeat_interval
+        self.poll_at = self.reconcile_at = 0.0
+
+    def _take_place(self, session: Session) -> None:
+        """Be the node again that this run was, or register as a new one."""
+        node = self.settings.node
+        self._look_for_others(session)
+        if not node.distributed:
+            self._take_single_lock(session)
+        if self.node and not any(other.id == self.node for other in nodes.alive(session)):
+            log.warning("node.was_given_up", node=self.node)
+            self.node = 0
+        if not self.node:
+            self.node = nodes.register(
+                session,
+                name=node.name or socket.gethostname(),
+                host=socket.gethostname(),
+                pid=self.place.supervisor_pid,
+                run=self.place.run,
+                version=__version__,
+                lock_path=self.place.lock_path,
+                distributed=node.distributed,
+                handlers=self.patterns,
+                queues=[queue for pool in self.settings.pools for queue in pool.queues],
+            )
+            log.info("node.registered", node=self.node, name=node.name or socket.gethostname())
+        if not nodes.lock(session, node=self.node):
+            # Our own old backend, whose end the server has not noticed yet.
+            nodes.terminate_holder(session, purpose="node", number=self.node)
+            if not nodes.lock(session, node=self.node):
+                raise NotYet(f"the lock of node {self.node} is held by another session")
+
+    def _take_single_lock(self, session: Session) -> None:
+        """Take the lock of a node that is alone; who holds it is no living node by now."""
+        if nodes.lock_single(session):
+            return
+        nodes.terminate_holder(session, purpose="single", number=0)
+        if not nodes.lock_single(session):
+            raise NotYet("the lock of this schema is held by another session")
+
+    def _look_for_others(self, session: Session) -> None:
+        """Refuse to run beside a node that wants to be alone, or beside others when we do.
+
+        A free lock is not enough (it is free for a moment when a server restarts), nor is a young
+        beat (its node may have died a second ago): so wait for the next beat. A node whose
+        supervisor's lock file is free has died on this host.
+
+        Raises:
+            Refused: the other node has beaten while we watched.
+            NotYet: not decided yet.
+        """
+        for other in nodes.alive(session):
+            if other.run == self.place.run:
+                continue
+            if other.is_distributed and self.settings.node.distributed:
+                continue
+            if self._is_gone(other):
+                nodes.mark_dead(session, node=other.id, judged=other.beat_at)
+                log.info("node.found_dead", node=other.id, name=other.name)
+                continue
+            seen = self.seen_beats.setdefault(other.id, other.beat_at)
+            if seen != other.beat_at:
+                raise Refused(
+                    f"[node] distributed = false, but node {other.id} ({other.name}, host "
+                    f"{other.host}, pid {other.pid}) is alive on schema "
+                    f"{self.settings.database.schema!r}: stop it, give this one another schema, or "
+                    "set DISTRIBUTED_MODE=true for both"
+                )
+            raise NotYet(
+                f"node {other.id} ({other.name}) may be alive: waiting for its beat or for "
+                f"{self.settings.node.worker_timeout:g} s of silence"
+            )
+
+    def _is_gone(self, other: Any) -> bool:
+        """Tell whether a node is certainly dead: silent too long, or its lock file is free here."""
+        if other.age_seconds >= self.settings.node.worker_timeout:
+            return True
+        if other.host != socket.gethostname() or not other.lock_path:
+            return False
+        try:
+            fd = os.open(other.lock_path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        else:
+            return True
+        finally:
+            os.close(fd)
+
+    def _lose_session(self, error: DatabaseUnavailable) -> None:
+        self.header.is_session_ok = False
+        if self.session is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self.selector.unregister(self.session)
+            self.session.close()
+            self.session = None
+        if self.backoff.tries == 0:
+            is_waiting = isinstance(error, NotYet)
+            log.warning("node.waiting" if is_waiting else "database.lost", reason=str(error))
+        metrics.database_error("steward")
+        self.retry_at = time.monotonic() + self.backoff.next()
+
+    # -- beat
+
+    def _beat(self) -> None:
+        assert self.session is not None
+        began = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if not nodes.beat(self.session, node=self.node, workers=self._workers()):
+            log.error(
+                "node.was_given_up",
+                node=self.node,
+                reason="it was silent too long; its tasks went to others; it registers anew",
+            )
+            self.node = 0
+            raise DatabaseUnavailable("this node was marked dead")
+        self.header.last_beat_ns = began
+
+    def _workers(self) -> str:
+        """Describe the slots, for `orchestratorctl worker list`."""
+        now = time.monotonic_ns()
+        return msgspec.json.encode(
+            [
+                {
+                    "slot": view.name,
+                    "pid": view.pid,
+                    "incarnation": view.incarnation,
+                    "state": view.phase.name.lower(),
+                    "task": view.task_id or None,
+                    "seconds": (
+                        round((now - view.started_ns) / 1e9, 3) if view.started_ns else None
+                    ),
+                }
+                for view in self.slots.occupied()
+            ]
+        ).decode()
+
+    # -- wake-ups
+
+    def _has_news(self) -> bool:
+        if self.session is None:
+            return False
+        try:
+            self.session.connection.poll()
+        except psycopg2.Error as error:
+            self._lose_session(DatabaseUnavailable(str(error).strip()))
+            return False
+        return bool(self.session.connection.notifies)
+
+    def _take_notifications(self) -> bool:
+        assert self.session is not None
+        notifies = self.session.connection.notifies
+        if not notifies:
+            return False
+        notifies.clear()
+        return True
+
+    def _on_idle(self) -> None:
+        """A worker went idle: ask clients to ring, and look once more after that."""
+        if self.session is not None and not self.holds_sleep_lock:
+            session = self.session
+            self._try(lambda: doorbell.hold_sleep_lock(session))
+            if self.session is not None:
+                self.holds_sleep_lock = True
+                self.poll_at = 0.0
+
+    def _poll(self) -> None:
+        """Wake as many idle workers of each pool as there are ready tasks for it."""
+        session = self.session
+        assert session is not None
+        if self.patterns:
+            while unhold(session, patterns=self.patterns, limit=UNHOLD_SLICE) == UNHOLD_SLICE:
+                pass
+        idle: dict[str, int] = {}
+        for view in self.slots.occupied():
+            if view.is_ready and view.phase is Phase.IDLE:
+                idle[view.pool] = idle.get(view.pool, 0) + 1
+        if not idle and self.holds_sleep_lock:
+            doorbell.drop_sleep_lock(session)
+            self.holds_sleep_lock = False
+        elif idle and not self.holds_sleep_lock:
+            doorbell.hold_sleep_lock(session)
+            self.holds_sleep_lock = True
+        for pool in self.settings.pools:
+            count = idle.get(pool.name, 0)
+            if count:
+                self._wake(pool, poll(session, queues=pool.queues, limit=count))
+
+    def _wake(self, pool: config.PoolSettings, wanted: int) -> None:
+        """Write one byte per task into the pool's pipe, less those not yet read."""
+        reader, writer = self.place.wakes[pool.name]
+        unread = struct.unpack("i", fcntl.ioctl(reader, termios.FIONREAD, b"\0" * 4))[0]
+        if wanted > unread:
+            with contextlib.suppress(BlockingIOError):
+                os.write(writer, b"!" * (wanted - unread))
+
+    # -- crash reports
+
+    def _write_reports(self) -> None:
+        session = self.session
+        assert session is not None
+        for incarnation, report in list(self.reports.items()):
+            self._write_report(session, report)
+            del self.reports[incarnation]
+            self._tell(kind="ack", incarnation=incarnation)
+
+    def _write_report(self, session: Session, report: dict[str, Any]) -> None:
+        """Write what the death of a worker means for the task that it held."""
+        cause = Cause(report["crash"]["cause"])
+        phase = Phase[report["phase"].upper()]
+        metrics.worker_exited(cause)
+        rows = running(session, node=self.node, token=report["token"]) if self.node else []
+        row = next((row for row in rows if row.id == report["task_id"]), None)
+        if row is not None and phase is Phase.RUN:
+            self._record_crash(session, row, report, cause)
+            rows.remove(row)
+        # Claimed and not started, or done and not recorded: it goes back and costs nothing.
+        released = release(session, [(other.id, other.token) for other in rows])
+        if released:
+            log.info("tasks.released", slot=report["slot"], tasks=released)
+
+    def _record_crash(
+        self, session: Session, row: Any, report: dict[str, Any], cause: Cause
+    ) -> None:
+        outcome = _outcome_of_crash(row, report, cause, self._policy(row))
+        crash = {name: value for name, value in report["crash"].items() if value is not None}
+        answer = fail(session, task_id=row.id, token=row.token, outcome=outcome, crash=crash)
+        if answer is not Answer.RECORDED:
+            return
+        metrics.task_ended(row.type, outcome.ending, outcome.usage.wall_seconds)
+        spent = row.crashes if outcome.budget is Budget.CRASHES else row.failures
+        if outcome.budget is not Budget.NOTHING:
+            is_dead = spent + 1 >= outcome.limit
+            (metrics.dead if is_dead else metrics.retried)(row.type)
+        log.warning(
+            "attempt.crashed",
+            task_id=row.id,
+            type=row.type,
+            attempt=row.attempt,
+            worker=report["slot"],
+            child=report["pid"],
+            **crash,
+        )
+
+    def _policy(self, row: Any) -> Policy:
+        pattern = match(self.policies, row.type)
+        policy = self.policies[pattern] if pattern else self.settings.defaults.policy()
+        return policy.of_task(max_attempts=row.max_attempts, timeout=row.timeout_seconds)
+
+    # -- reconcile
+
+    def _reconcile(self) -> None:
+        session = self.session
+        assert session is not None
+        before = self._running_tokens()
+        rows = running(session, node=self.node)
+        views = self.slots.occupied()
+        # After the slots: a report is sent before its slot is cleared.
+        self._hear()
+        protected = {view.token for view in views if view.token}
+        protected.update(report["token"] for report in self.reports.values())
+        orphans = [(row.id, row.token) for row in rows if row.token not in protected]
+        if orphans:
+            released = release(session, orphans)
+            log.warning("tasks.reconciled", released=released)
+        known = {(row.id, row.token) for row in rows}
+        for view in views:
+            attempt = (view.task_id, view.token)
+            if view.phase is Phase.RUN and attempt in before and attempt not in known:
+                log.warning("claim.lost", task_id=view.task_id, attempt=view.attempt)
+                metrics.claim_lost()
+                self._tell(
+                    kind="kill",
+                    task_id=view.task_id,
+                    token=view.token,
+                    cause=str(Cause.LOST_CLAIM),
+                )
+
+    def _running_tokens(self) -> set[tuple[int, int]]:
+        return {
+            (view.task_id, view.token)
+            for view in self.slots.occupied()
+            if view.phase is Phase.RUN
+        }
+
+    # -- the end
+
+    def _bury(self) -> None:
+        """The supervisor is dead: end what is left of its run and write what it left undone."""
+        log.error("supervisor.lost", reason="its life pipe is closed")
+        self.header.is_session_ok = False
+        deadline = time.monotonic() + 5.0
+        while time.monotonic() < deadline and self._kill_marked():
+            time.sleep(0.005)
+        self._hear()
+        for view in self.slots.occupied():
+            if view.token and view.incarnation not in self.reports:
+                self.reports[view.incarnation] = _report_of_lost(view)
+
+    def _kill_marked(self) -> bool:
+        """Kill every process with this run's marker but the keeper and ourselves."""
+        found = False
+        for pid in identity.all_pids():
+            if pid == os.getpid() or not identity.has_marker(pid, self.place.run):
+                continue
+            if identity.is_kind(pid, "keeper"):
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                found = True
+        return found
+
+    def _leave(self) -> None:
+        """Write the last reports, give back what is left, deregister; 3 s at most."""
+        self.header.is_session_ok = False
+        self._hear()
+        deadline = time.monotonic() + 3.0
+        while time.monotonic() < deadline:
+            try:
+                self._say_goodbye()
+                break
+            except DatabaseUnavailable as error:
+                self._lose_session(error)
+                time.sleep(min(0.2, max(0.0, self.retry_at - time.monotonic())))
+        if self.session is not None:
+            self.session.close()
+        if self.is_orphaned:
+            self._clean_up()
+
+    def _say_goodbye(self) -> None:
+        if not self.node:
+            return
+        if self.session is None:
+            self._open()
+        assert self.session is not None
+        self._write_reports()
+        rows = running(self.session, node=self.node)
+        release(self.session, [(row.id, row.token) for row in rows])
+        nodes.deregister(self.session, node=self.node)
+        log.info("node.deregistered", node=self.node)
+
+    def _clean_up(self) -> None:
+        """Remove what the supervisor would have removed."""
+        shutil.rmtree(self.place.run_directory, ignore_errors=True)
+        if self.place.lock_path:
+            with contextlib.suppress(OSError):
+                os.unlink(self.place.lock_path)
+
+
+def _outcome_of_crash(row: Any, report: dict[str, Any], cause: Cause, policy: Policy) -> Outcome:
+    """Decide what follows a death during user code."""
+    budget = BUDGET_OF_CAUSE[cause]
+    crash = report["crash"]
+    usage = Usage(
+        wall_seconds=report["wall_seconds"],
+        cpu_seconds=crash["cpu_seconds"],
+        max_rss_bytes=crash["max_rss_bytes"],
+    )
+    limit, delay = 1, 0.0
+    if budget is not Budget.NOTHING:
+        limit, delay = after(policy, budget, failures=row.failures, crashes=row.crashes)
+    match cause:
+        case Cause.TIMEOUT:
+            ending, message = Ending.TIMED_OUT, f"killed after {report['wall_seconds']:.1f} s"
+        case Cause.CRASH:
+            ending, message = Ending.CRASHED, f"the process died of {crash['signal']}"
+        case Cause.EXIT:
+            ending, message = Ending.CRASHED, f"the process exited with {crash['exit_code']}"
+        case _:
+            ending, message = Ending.RELEASED, f"killed: {cause}"
+    return Outcome(
+        ending=ending,
+        failure=Failure(type=_ERROR_TYPES.get(cause, "Released"), message=message),
+        budget=budget,
+        limit=limit,
+        delay=delay,
+        usage=usage,
+    )
+
+
+_ERROR_TYPES = {Cause.TIMEOUT: "Timeout", Cause.CRASH: "Crash", Cause.EXIT: "Exit"}
+
+
+def _report_of_lost(view: SlotView) -> dict[str, Any]:
+    """Make the report that the supervisor cannot make any more."""
+    started = view.started_ns
+    return {
+        "incarnation": view.incarnation,
+        "slot": view.name,
+        "pid": view.pid,
+        "task_id": view.task_id,
+        "attempt": view.attempt,
+        "token": view.token,
+        "phase": view.phase.name.lower(),
+        "wall_seconds": (time.monotonic_ns() - started) / 1e9 if started else 0.0,
+        "crash": {
+            "cause": str(Cause.SUPERVISOR_LOST),
+            "phase": view.phase.name.lower(),
+            "max_rss_bytes": 0,
+            "cpu_seconds": 0.0,
+        },
+    }
+
+
+def main() -> int:
+    steward = Steward()
+    try:
+        steward.run()
+    except Refused as error:
+        steward._tell(kind="failed", message=str(error), exit_code=75)
+        return 75
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+select {schema}.beat(%(node)s, %(workers)s::jsonb)

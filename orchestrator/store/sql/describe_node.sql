@@ -1,0 +1,1 @@
+update {schema}.node set handlers = %(handlers)s where id = %(node)s

@@ -1,0 +1,1 @@
+select pg_advisory_unlock_shared({schema}.lock_key('sleep'), 0)

@@ -1,0 +1,1 @@
+select {schema}.mark_dead(%(node)s, %(judged)s)

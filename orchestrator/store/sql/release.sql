@@ -1,0 +1,1 @@
+select {schema}.release(%(ids)s::bigint[], %(tokens)s::bigint[])

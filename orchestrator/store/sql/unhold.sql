@@ -1,0 +1,1 @@
+select {schema}.unhold(%(patterns)s, %(limit)s)

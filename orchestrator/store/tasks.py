@@ -1,0 +1,140 @@
+"""Tasks as they are read: one, several, a page of a list.
+
+Every read is one statement, hence one snapshot: a task that moves between two state tables is
+seen in exactly one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+
+from orchestrator.db.connection import Session
+from orchestrator.payload import read
+from orchestrator.task import Attempt, State, Task
+
+Moment = TypeVar("Moment", datetime, datetime | None)
+
+
+class _AttemptRow(msgspec.Struct):
+    """One element of the JSON that `get.sql` gathers from the view `attempts`."""
+
+    attempt: int
+    outcome: str | None
+    error_type: str | None
+    error_message: str | None
+    traceback: str | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    node: str | None
+    slot: str | None
+    pid: int | None
+    crash: dict[str, Any] | None
+    cpu_seconds: float | None
+    max_rss_bytes: int | None
+
+
+_attempt_rows = msgspec.json.Decoder(list[_AttemptRow])
+
+
+def get(session: Session, *, task_id: int) -> Task[Any] | None:
+    """Return a task with its attempts, oldest first; None where there is none."""
+    found = get_many(session, task_ids=[task_id])
+    return found[0] if found else None
+
+
+def get_many(session: Session, *, task_ids: Sequence[int]) -> list[Task[Any]]:
+    """Return those of the tasks that exist, with their attempts, in the order of their ids."""
+    return [_task(row) for row in session.all("get", ids=list(task_ids))]
+
+
+def state(session: Session, *, task_id: int) -> State | None:
+    """Return where a task is; None where there is none."""
+    found = session.value("state", id=task_id)
+    return None if found is None else State(found)
+
+
+def page(
+    session: Session,
+    *,
+    states: Sequence[State] | None = None,
+    type: str | None = None,
+    queue: str | None = None,
+    tag: str | None = None,
+    before: int | None = None,
+    limit: int,
+) -> list[Task[Any]]:
+    """List up to `limit` tasks, newest first, without their attempts.
+
+    None matches everything. `before` is the id to go on from: the last of the page before.
+    """
+    rows = session.all(
+        "page",
+        states=None if states is None else [str(state) for state in states],
+        type=type,
+        queue=queue,
+        tag=tag,
+        before=before,
+        limit=limit,
+    )
+    return [_task(row) for row in rows]
+
+
+def _task(row: Any) -> Task[Any]:
+    return Task(
+        id=row.id,
+        type=row.type,
+        queue=row.queue,
+        state=State(row.state),
+        priority=row.priority,
+        attempt=row.attempt,
+        max_attempts=row.max_attempts,
+        payload=read(row.payload),
+        result=None if row.result is None else read(row.result),
+        error=_error(row.error_type, row.error_message) or row.reason,
+        tags=tuple(row.tags),
+        headers=read(row.headers),
+        idempotency_key=row.idempotency_key,
+        created_at=_utc(row.created_at),
+        run_at=_utc(row.run_at),
+        started_at=_utc(row.started_at),
+        finished_at=_utc(row.finished_at),
+        attempts=tuple(_attempt(attempt) for attempt in _attempt_rows.decode(row.attempts)),
+    )
+
+
+def _attempt(row: _AttemptRow) -> Attempt:
+    return Attempt(
+        number=row.attempt,
+        outcome=row.outcome,
+        error=_error(row.error_type, row.error_message),
+        traceback=row.traceback,
+        started_at=_utc(row.started_at),
+        ended_at=_utc(row.ended_at),
+        node=row.node,
+        slot=row.slot,
+        pid=row.pid,
+        crash=_crash(row),
+    )
+
+
+def _crash(row: _AttemptRow) -> dict[str, Any] | None:
+    if row.crash is None:
+        return None
+    measured = {"max_rss_bytes": row.max_rss_bytes, "cpu_seconds": row.cpu_seconds}
+    empty = {"cause": None, "signal": None, "exit_code": None}
+    return {**empty, **measured, **row.crash}
+
+
+def _error(type: str | None, message: str | None) -> str | None:
+    if type is None:
+        return message
+    return f"{type}: {message}" if message else type
+
+
+def _utc(moment: Moment) -> Moment:
+    # A caller's connection may have any time zone.
+    return None if moment is None else moment.astimezone(UTC)
