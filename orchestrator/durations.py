@@ -26,7 +26,9 @@ def seconds(value: str | float | timedelta) -> float:
     elif isinstance(value, str):
         number = _parse_duration(value)
     elif isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is not a duration: give '30s', a number of seconds or a timedelta")
+        raise ValueError(
+            f"{value!r} is not a duration: give '30s', a number of seconds or a timedelta"
+        )
     else:
         number = float(value)
     if not math.isfinite(number) or number < 0:
@@ -43,7 +45,9 @@ def _parse_duration(text: str) -> float:
         total += float(found[1]) * _UNIT_SECONDS[found[2]]
         end = found.end()
     if not stripped or end != len(stripped):
-        raise ValueError(f"{text!r} is not a duration: write '500ms', '30s', '1m', '1h 30m' or '7d'")
+        raise ValueError(
+            f"{text!r} is not a duration: write '500ms', '30s', '1m', '1h 30m' or '7d'"
+        )
     return total
 
 
@@ -73,7 +77,9 @@ def utc(value: datetime) -> datetime:
         ValueError: the datetime has no time zone, so it names no instant.
     """
     if value.tzinfo is None or value.utcoffset() is None:
-        raise ValueError(f"{value!r} has no time zone: give an aware datetime, such as one with tzinfo=UTC")
+        raise ValueError(
+            f"{value!r} has no time zone: give an aware datetime, such as one with tzinfo=UTC"
+        )
     return value.astimezone(UTC)
 
 

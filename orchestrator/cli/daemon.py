@@ -74,9 +74,9 @@ def _run(path: str | None) -> int:
 
 
 def _supervisor() -> Callable[[Settings], int]:
-    from orchestrator.processes import supervisor
+    from orchestrator.processes.supervisor import run
 
-    return supervisor.run
+    return run
 
 
 def _refuse(error: ConfigError) -> int:

@@ -227,7 +227,9 @@ def connect(
             options=" ".join(f"-c {name}={value}" for name, value in options.items()),
         )
     except psycopg2.Error as error:
-        raise DatabaseUnavailable(f"cannot connect to {redacted(url)}: {str(error).strip()}") from error
+        raise DatabaseUnavailable(
+            f"cannot connect to {redacted(url)}: {str(error).strip()}"
+        ) from error
     connection.autocommit = True
     return Session(connection, schema)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -44,6 +45,7 @@ from orchestrator.db.layout import (
     Layout,
     Lock,
     failed,
+    has_no_space,
     make_state_directory,
     unwritable,
 )
@@ -230,7 +232,11 @@ class Server:
             ConfigError: with the reason, as far as its log tells.
         """
         if self.process is not None and self.process.poll() is not None:
-            raise failed("the server", self.process.returncode, self._said())
+            said = self._said()
+            if has_no_space(self.data) or has_no_space(self.layout.state):
+                # The log is on the full disk as well, so the server could not say it.
+                said += os.strerror(errno.ENOSPC)
+            raise failed("the server", self.process.returncode, said)
 
     def stop(self) -> None:
         """End the server: fast, then at once, then by force; always reaped. At most 15 s or so."""

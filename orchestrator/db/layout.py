@@ -165,7 +165,7 @@ def make_state_directory(folder: Path) -> None:
 
 def failed(what: str, returncode: int, output: str) -> ConfigError:
     """Make the error of a program that ended badly from what it said."""
-    if "No space left on device" in output:
+    if os.strerror(errno.ENOSPC) in output:
         return ConfigError(
             f"{PLACE}: {what} found no space left on the device: free some (a new database takes "
             "40 MB, and 80 MB more for its log), or choose another [node] state_directory"
@@ -178,10 +178,19 @@ def failed(what: str, returncode: int, output: str) -> ConfigError:
     )
 
 
+def has_no_space(folder: Path) -> bool:
+    """Tell whether the file system of a folder is full, to within 64 KiB."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < 64 * 1024
+
+
 def unwritable(folder: Path, error: OSError) -> ConfigError:
     who = user_name(os.geteuid())
     if error.errno == errno.ENOSPC:
-        return failed("writing", 1, "No space left on device")
+        return failed("writing", 1, os.strerror(errno.ENOSPC))
     return ConfigError(
         f"{PLACE}: user {who!r} must be able to write {folder}, and cannot ({error.strerror}): "
         f"choose another [node] state_directory, or give it to that user with chown {who} {folder}"

@@ -41,9 +41,7 @@ class Rescue:
         if taken:
             metrics.rescued(len(taken))
             for row in taken:
-                log.warning(
-                    "task.rescued", task_id=row.task_id, attempt=row.attempt, node=row.node
-                )
+                log.warning("task.rescued", task_id=row.task_id, attempt=row.attempt, node=row.node)
             ring(session)
         return 0.0 if len(taken) == SLICE else self.interval
 

@@ -60,9 +60,7 @@ def main() -> int:
     return 0
 
 
-def _serve(
-    place: Place, settings: config.Settings, mux: Mux, to_supervisor: socket.socket
-) -> None:
+def _serve(place: Place, settings: config.Settings, mux: Mux, to_supervisor: socket.socket) -> None:
     """Fork a worker for each request, until the supervisor says stop or is gone."""
     inbox = SignalInbox([signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
     while True:

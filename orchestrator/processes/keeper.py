@@ -140,7 +140,9 @@ class Keeper:
         if self.early_ends:
             longest = min(_LONGEST_PAUSE_SECONDS, 0.05 * 2.0**self.early_ends)
             pause = random.uniform(longest / 2, longest)
-        log.error("server.ended", seconds=round(seconds, 3), pause=round(pause, 3), reason=str(error))
+        log.error(
+            "server.ended", seconds=round(seconds, 3), pause=round(pause, 3), reason=str(error)
+        )
         if self.was_ready:
             self._tell("down", reason=str(error))
         self._sleep(pause)

@@ -36,6 +36,7 @@ from orchestrator.processes.signals import SignalInbox
 from orchestrator.store import leader, nodes
 
 CANDIDATE_SECONDS = 1.0
+UNREGISTERED_SECONDS = 0.1
 DUTY_SECONDS = 1.0
 
 log = logs.get("leader")
@@ -95,9 +96,12 @@ class Leader:
             self.is_stopping = signal.SIGTERM in self.inbox.drain()
 
     def _compete(self, session: Session) -> bool:
-        """Try for the lock until it is ours; False when told to stop."""
+        """Try for the lock until it is ours; False when told to stop.
+
+        Only a registered node competes: one that was refused must not lead for a moment.
+        """
         while not self.is_stopping:
-            if leader.lock_leader(session):
+            if self.header.node_id and leader.lock_leader(session):
                 return True
             age = leader.lead_age(session)
             if age is not None and age > self.settings.leader.term:
@@ -105,7 +109,7 @@ class Leader:
                 if ended:
                     log.warning("leader.deposed", silent_seconds=round(age, 1))
                     continue
-            self._wait(CANDIDATE_SECONDS)
+            self._wait(CANDIDATE_SECONDS if self.header.node_id else UNREGISTERED_SECONDS)
         return False
 
     def _lead(self, session: Session) -> None:

@@ -179,7 +179,9 @@ class Steward:
                     os.eventfd_read(self.place.idle_fd)
                 self._on_idle()
             else:
-                self.poll_at = min(self.poll_at, time.monotonic()) if self._has_news() else self.poll_at
+                self.poll_at = (
+                    min(self.poll_at, time.monotonic()) if self._has_news() else self.poll_at
+                )
 
     def _try(self, work: Any) -> None:
         """Do work that needs the database; without one, say so once and try again later."""
@@ -454,12 +456,18 @@ class Steward:
                 self._wake(pool, poll(session, queues=pool.queues, limit=count))
 
     def _wake(self, pool: config.PoolSettings, wanted: int) -> None:
-        """Write one byte per task into the pool's pipe, less those not yet read."""
+        """Write one byte per task into the pool's pipe, less those not yet read.
+
+        Each with a write of its own, since one write wakes one worker. Never none where there is
+        work: a byte that was left lying by a worker which died or was busy wakes nobody.
+        """
+        if not wanted:
+            return
         reader, writer = self.place.wakes[pool.name]
         unread = struct.unpack("i", fcntl.ioctl(reader, termios.FIONREAD, b"\0" * 4))[0]
-        if wanted > unread:
-            with contextlib.suppress(BlockingIOError):
-                os.write(writer, b"!" * (wanted - unread))
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(max(1, wanted - unread)):
+                os.write(writer, b"!")
 
     # -- crash reports
 
@@ -545,9 +553,7 @@ class Steward:
 
     def _running_tokens(self) -> set[tuple[int, int]]:
         return {
-            (view.task_id, view.token)
-            for view in self.slots.occupied()
-            if view.phase is Phase.RUN
+            (view.task_id, view.token) for view in self.slots.occupied() if view.phase is Phase.RUN
         }
 
     # -- the end

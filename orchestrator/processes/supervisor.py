@@ -298,9 +298,7 @@ class Supervisor:
         )
         self._adopt_process(process)
         if ours is not None:
-            self.selector.register(
-                ours, selectors.EVENT_READ, lambda: self._on_message(process)
-            )
+            self.selector.register(ours, selectors.EVENT_READ, lambda: self._on_message(process))
         if command.kind is Kind.STEWARD:
             self._brief_steward()
 
@@ -326,9 +324,7 @@ class Supervisor:
             "ORCHESTRATOR_SUPERVISOR_PID": str(os.getpid()),
             "ORCHESTRATOR_RUN_DIRECTORY": str(self.run_directory),
             "ORCHESTRATOR_LOCK": self.lock_path,
-            "ORCHESTRATOR_WAKE_FDS": (
-                identity.spell_wakes(self.wakes) if "IDLE" in passed else ""
-            ),
+            "ORCHESTRATOR_WAKE_FDS": (identity.spell_wakes(self.wakes) if "IDLE" in passed else ""),
             "PROMETHEUS_MULTIPROC_DIR": str(self.run_directory / "metrics"),
         }
         for name, fd in passed.items():
@@ -367,10 +363,10 @@ class Supervisor:
     def _adopt_process(self, process: Process) -> None:
         self.processes[process.incarnation] = process
         self.pids[process.pid] = process.incarnation
-        self.selector.register(
-            process.pidfd, selectors.EVENT_READ, lambda: self._on_death(process)
+        self.selector.register(process.pidfd, selectors.EVENT_READ, lambda: self._on_death(process))
+        log.debug(
+            "process.spawned", process=process.name, inc=process.incarnation, child=process.pid
         )
-        log.debug("process.spawned", process=process.name, inc=process.incarnation, child=process.pid)
 
     def _find(self, kind: Kind) -> Process | None:
         return next((p for p in self.processes.values() if p.kind is kind), None)
@@ -407,9 +403,7 @@ class Supervisor:
             os.close(pidfd)
             return
         self._adopt_process(
-            Process(
-                Kind.WORKER, child.name, incarnation, child.index, pid, pidfd, time.monotonic()
-            )
+            Process(Kind.WORKER, child.name, incarnation, child.index, pid, pidfd, time.monotonic())
         )
 
     def _hear_ready(self, process: Process, message: dict[str, Any], fds: list[int]) -> None:

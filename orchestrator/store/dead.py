@@ -5,8 +5,17 @@ from __future__ import annotations
 from orchestrator.db.connection import Session
 
 
-def dead_ids(
-    session: Session, *, type: str | None = None, queue: str | None = None, limit: int
+def dead(
+    session: Session,
+    *,
+    type: str | None = None,
+    queue: str | None = None,
+    after: int = 0,
+    limit: int,
 ) -> list[int]:
-    """List the ids of dead tasks, oldest first."""
-    return [row.id for row in session.all("dead_ids", type=type, queue=queue, limit=limit)]
+    """List up to `limit` ids of dead tasks, in their order, from `after` on.
+
+    None matches everything.
+    """
+    rows = session.all("dead", type=type, queue=queue, after=after, limit=limit)
+    return [row.id for row in rows]

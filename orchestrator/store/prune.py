@@ -5,7 +5,9 @@ from __future__ import annotations
 from orchestrator.db.connection import Session
 
 
-def prune(session: Session, *, after: int, keep_seconds: float, limit: int) -> tuple[int, int | None]:
+def prune(
+    session: Session, *, after: int, keep_seconds: float, limit: int
+) -> tuple[int, int | None]:
     """Look at up to `limit` ended tasks with ids above `after` and delete the old ones.
 
     Returns how many went and the last id looked at, None at the end of the table.

@@ -66,8 +66,9 @@ def page(
     tag: str | None = None,
     before: int | None = None,
     limit: int,
+    with_attempts: bool = False,
 ) -> list[Task[Any]]:
-    """List up to `limit` tasks, newest first, without their attempts.
+    """List up to `limit` tasks, newest first.
 
     None matches everything. `before` is the id to go on from: the last of the page before.
     """
@@ -79,6 +80,7 @@ def page(
         tag=tag,
         before=before,
         limit=limit,
+        with_attempts=with_attempts,
     )
     return [_task(row) for row in rows]
 

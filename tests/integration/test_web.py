@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,10 @@ from support import eventually
 
 from orchestrator import config, metrics
 from orchestrator.slots import Phase, Slots
+
+N_SLOTS = 12
+N_DEATHS = 500
+N_TYPES = 20
 
 
 class Web:
@@ -301,3 +306,51 @@ def has_ended(pid: int) -> bool:
         return True
     # Nobody may be there to reap it: a zombie has ended as well.
     return stat.rpartition(")")[2].split()[0] == "Z"
+
+
+def work_and_be_killed(slot: str) -> None:
+    """Fork a worker that counts one attempt of each type and is killed while it lives on."""
+    pid = os.fork()
+    if pid == 0:
+        metrics.set_identity(slot)
+        for number in range(N_TYPES):
+            metrics.claimed(0.002, 1)
+            metrics.waited("default", 0.05)
+            metrics.task_ended(f"type-{number}", "succeeded", 0.02)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_a_scrape_stays_quick_and_exact_after_500_deaths(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Print the figures of docs/metrics.md; `-s` shows them."""
+    monkeypatch.setenv(metrics.DIRECTORY_VARIABLE, str(web.metrics_directory))
+    for number in range(N_DEATHS):
+        work_and_be_killed(f"default-{number % N_SLOTS}")
+
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=10)
+    seconds: list[float] = []
+    for _ in range(20):
+        began = time.perf_counter()
+        connection.request("GET", "/metrics")
+        body = connection.getresponse().read()
+        seconds.append(time.perf_counter() - began)
+    connection.close()
+
+    files = list(web.metrics_directory.iterdir())
+    completed = sum(
+        sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+        if sample.name == "tasks_completed_total"
+    )
+    median = statistics.median(seconds)
+    print(
+        f"\n{N_DEATHS} deaths, {N_SLOTS} slots, {N_TYPES} types: scrape {median * 1000:.1f} ms "
+        f"(median of {len(seconds)}, worst {max(seconds) * 1000:.1f}), {len(files)} files, "
+        f"{sum(path.stat().st_size for path in files) / 2**20:.1f} MiB, {len(body)} bytes"
+    )
+    assert completed == N_DEATHS * N_TYPES
+    assert len(files) == 2 * N_SLOTS
+    assert median < 0.5, "a pid for a name would cost 545 ms"

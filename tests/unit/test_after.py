@@ -43,5 +43,10 @@ def test_what_the_task_did_not_cause_is_followed_at_once(budget: Budget) -> None
 def test_task_overrides_the_policy_of_its_handler() -> None:
     assert POLICY.of_task(max_attempts=None, timeout=None) is POLICY
     assert POLICY.of_task(max_attempts=1, timeout=2.0) == Policy(
-        max_attempts=1, timeout=2.0, max_crashes=2, max_losses=5, backoff_base=3.0, backoff_cap=100.0
+        max_attempts=1,
+        timeout=2.0,
+        max_crashes=2,
+        max_losses=5,
+        backoff_base=3.0,
+        backoff_cap=100.0,
     )

@@ -58,7 +58,8 @@ def test_without_a_file_all_settings_have_their_defaults(elsewhere: Path) -> Non
 
 def test_durations_of_the_file_are_kept_in_seconds(write: Write) -> None:
     path = write(
-        '[node]\nclaim_interval = "250ms"\nheartbeat_interval = 2\n[retention]\nfinished = "1d 1h"\n'
+        '[node]\nclaim_interval = "250ms"\nheartbeat_interval = 2\n'
+        '[retention]\nfinished = "1d 1h"\n'
     )
 
     settings = load(path)

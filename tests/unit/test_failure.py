@@ -15,7 +15,7 @@ from orchestrator.outcome import Failure
 def described(error: BaseException) -> Failure:
     try:
         raise error
-    except BaseException as caught:
+    except BaseException as caught:  # noqa: BLE001 - any kind is described
         return describe(caught)
 
 

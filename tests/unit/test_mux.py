@@ -401,5 +401,5 @@ def test_payload_type_that_json_cannot_become_is_an_error_at_start() -> None:
     mux = Mux()
     mux.handle(TaskType("a", Unfit), handler)
 
-    with pytest.raises(ConfigError, match="Unfit.*use a dict, dataclass"):
+    with pytest.raises(ConfigError, match=r"Unfit.*use a dict, dataclass"):
         mux.check()

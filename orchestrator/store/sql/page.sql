@@ -1,6 +1,10 @@
 select t.id, t.type, t.queue, t.state, t.priority, t.attempt, t.max_attempts, t.payload::text,
        t.result::text, t.headers::text, t.tags, t.idempotency_key, t.created_at, t.run_at,
-       t.started_at, t.finished_at, t.reason, t.error_type, t.error_message, '[]' as attempts
+       t.started_at, t.finished_at, t.reason, t.error_type, t.error_message,
+       case when %(with_attempts)s
+            then (select coalesce(json_agg(a order by a.attempt), '[]')::text
+                  from {schema}.attempts a where a.id = t.id)
+            else '[]' end as attempts
 from {schema}.tasks t
 where (%(states)s::text[] is null or t.state = any (%(states)s))
   and (%(type)s::text is null or t.type = %(type)s)

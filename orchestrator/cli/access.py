@@ -1,0 +1,93 @@
+"""What a command works on: settings, database, client; opened when first used.
+
+With `url = "embedded"` and no daemon, the embedded server runs for as long as the command does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypeVar
+
+import click
+
+from orchestrator import config
+from orchestrator.cli.output import Format
+from orchestrator.client import Client
+from orchestrator.config import Settings
+from orchestrator.db.connection import Session, connect
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Access:
+    """The settings and connections of one invocation; closed with its click context."""
+
+    def __init__(self, context: click.Context, path: str | None) -> None:
+        self.format = Format.TABLE
+        self._context = context
+        self._path = path
+
+    @cached_property
+    def settings(self) -> Settings:
+        return config.load(self._path)
+
+    @cached_property
+    def url(self) -> str:
+        """The URL of a server that takes connections."""
+        if not self.settings.database.is_embedded:
+            return self.settings.database.url
+        # It needs what only Unix has; a database elsewhere is reached from everywhere.
+        from orchestrator.db import embedded
+
+        return self._context.with_resource(embedded.serving(self.settings))
+
+    @cached_property
+    def session(self) -> Session:
+        return self._connect(self.url)
+
+    @cached_property
+    def direct_session(self) -> Session:
+        """A session that passes by a pooler, where one is in the way."""
+        return self._connect(self.settings.database.direct_url or self.url)
+
+    @cached_property
+    def client(self) -> Client:
+        database = self.settings.database
+        client = Client(
+            self.url, schema=database.schema, connect_timeout=database.connect_timeout, pool_size=1
+        )
+        return self._context.with_resource(client)
+
+    @property
+    def alive_within(self) -> float:
+        """The seconds of silence after which a node no longer counts."""
+        return self.settings.node.worker_timeout
+
+    def _connect(self, url: str) -> Session:
+        database = self.settings.database
+        session = connect(
+            url,
+            schema=database.schema,
+            application_name="orchestratorctl",
+            connect_timeout=database.connect_timeout,
+        )
+        self._context.call_on_close(session.close)
+        return session
+
+
+def _set_format(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.find_root().obj.format = Format(value)
+
+
+def output_option(command: F) -> F:
+    """Give a command `-o`; behind the command it wins over the one before it."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice([str(format) for format in Format]),
+        callback=_set_format,
+        expose_value=False,
+        help="How to print: a table (default), JSON, or one id per line.",
+    )(command)

@@ -1,0 +1,169 @@
+"""How results are printed: a table for people, JSON or bare ids for programs.
+
+The JSON is a promise (docs/cli.md): fields are added, never renamed or removed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import click
+import msgspec
+
+from orchestrator.durations import spell
+from orchestrator.task import Attempt, Task
+
+_CELL = 60
+
+
+class Format(StrEnum):
+    """What `-o` names."""
+
+    TABLE = "table"
+    JSON = "json"
+    IDS = "ids"
+
+
+def show(
+    format: Format,
+    items: Sequence[dict[str, Any]],
+    *,
+    id: str | Callable[[dict[str, Any]], str],
+    columns: Sequence[str],
+    empty: str,
+) -> None:
+    """Print a list: `id` names the field (or makes the text) of `-o ids`, `columns` the table's."""
+    if format is Format.JSON:
+        show_json(list(items))
+    elif format is Format.IDS:
+        for item in items:
+            click.echo(str(item[id]) if isinstance(id, str) else id(item))
+    elif not items:
+        click.echo(empty, err=True)
+    else:
+        rows = [[cell(column, item.get(column)) for column in columns] for item in items]
+        show_rows([column.replace("_", " ") for column in columns], rows)
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON document, indented."""
+    encoded = msgspec.json.encode(value, enc_hook=str)
+    click.echo(msgspec.json.format(encoded, indent=2).decode())
+
+
+def show_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; on a terminal its lines are cut at the edge."""
+    lines = [[name.upper() for name in header], *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    edge = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in lines:
+        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        click.echo("  ".join(padded).rstrip()[:edge])
+
+
+def show_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Print one thing as lines of name and value; further lines of a value are indented."""
+    lines = [(name, text) for name, text in fields if text]
+    width = max((len(name) for name, _ in lines), default=0)
+    for name, text in lines:
+        first, *rest = text.splitlines() or [""]
+        click.echo(f"{name.ljust(width)}  {first}".rstrip())
+        for line in rest:
+            click.echo(f"{'':{width}}  {line}".rstrip())
+
+
+def cell(column: str, value: Any) -> str:
+    """Return the text of one value, on one line."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    if isinstance(value, float) and column.endswith("seconds"):
+        return spell(round(value, 1)) if value >= 0.05 else "0s"
+    if isinstance(value, list):
+        return ",".join(str(part) for part in value) or "-"
+    text = " ".join(str(value).split())
+    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
+
+
+def task_json(task: Task[Any]) -> dict[str, Any]:
+    """Return a task in its documented shape."""
+    return {
+        "id": task.id,
+        "type": task.type,
+        "queue": task.queue,
+        "state": str(task.state),
+        "priority": task.priority,
+        "attempt": task.attempt,
+        "max_attempts": task.max_attempts,
+        "payload": task.payload,
+        "result": task.result,
+        "error": task.error,
+        "tags": list(task.tags),
+        "headers": task.headers,
+        "idempotency_key": task.idempotency_key,
+        "created_at": task.created_at,
+        "run_at": task.run_at,
+        "started_at": task.started_at,
+        "finished_at": task.finished_at,
+        "attempts": [_attempt_json(attempt) for attempt in task.attempts],
+    }
+
+
+def _attempt_json(attempt: Attempt) -> dict[str, Any]:
+    shape = {
+        "number": attempt.number,
+        "outcome": attempt.outcome,
+        "error": attempt.error,
+        "traceback": attempt.traceback,
+        "started_at": attempt.started_at,
+        "ended_at": attempt.ended_at,
+        "node": attempt.node,
+        "slot": attempt.slot,
+        "pid": attempt.pid,
+    }
+    return shape if attempt.crash is None else {**shape, "crash": attempt.crash}
+
+
+def show_task(task: Task[Any]) -> None:
+    """Print everything about one task, for people."""
+    shape = task_json(task)
+    attempts = shape.pop("attempts")
+    show_fields((name.replace("_", " "), _value(name, value)) for name, value in shape.items())
+    for attempt in attempts:
+        click.echo()
+        show_fields(_attempt_fields(attempt))
+
+
+def _attempt_fields(attempt: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    yield "attempt", f"{attempt['number']}: {attempt['outcome'] or 'running'}"
+    place = f"worker {attempt['slot']}, pid {attempt['pid']}, node {attempt['node']}"
+    yield "  on", place
+    started, ended = attempt["started_at"], attempt["ended_at"]
+    yield "  started", cell("started_at", started)
+    if started and ended:
+        yield "  took", spell(round((ended - started).total_seconds(), 3))
+    if attempt["error"]:
+        yield "  error", attempt["error"]
+    if attempt["traceback"]:
+        yield "  traceback", attempt["traceback"].rstrip()
+    for name, value in attempt.get("crash", {}).items():
+        if value is not None:
+            yield f"  crash {name}", _value(name, value)
+
+
+def _value(name: str, value: Any) -> str:
+    if value is None or value == [] or value == {}:
+        return ""
+    if name in ("payload", "result", "headers") or isinstance(value, dict | list):
+        return msgspec.json.encode(value, enc_hook=str).decode()
+    if isinstance(value, datetime):
+        return cell(name, value)
+    return str(value)
