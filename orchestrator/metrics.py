@@ -77,7 +77,7 @@ _TASK_BUCKETS = (
 )  # fmt: skip
 _WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 1800.0)
 _CLAIM_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-_BATCH_BUCKETS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
+_BATCH_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 
 _BARE: tuple[tuple[str, ...], ...] = ((),)
 
@@ -102,15 +102,16 @@ METRICS = (
     Metric("leader_status", "gauge", ("worker_id",), Source.NODE,
            "1 on the node that leads, by its own belief, else 0."),
     Metric("orchestrator_queue_wait_seconds", "histogram", ("queue",), Source.PROCESSES,
-           "Time from being due to being claimed.", buckets=_WAIT_BUCKETS),
+           "Time from being due to being claimed, of first attempts.", buckets=_WAIT_BUCKETS),
     Metric("orchestrator_oldest_pending_seconds", "gauge", ("queue",), Source.LEADER,
-           "Age of the oldest task that is due and not claimed."),
+           "How long the task at the head of the queue has been due."),
     Metric("orchestrator_pending_is_estimated", "gauge", ("type",), Source.LEADER,
            "1 where tasks_pending is an estimate; absent where it is exact."),
     Metric("orchestrator_statistics_age_seconds", "gauge", (), Source.LEADER,
            "Age of what the leader counted; absent on nodes that do not lead."),
     Metric("orchestrator_claim_duration_seconds", "histogram", (), Source.PROCESSES,
-           "Time of one claim, from sending to answer.", buckets=_CLAIM_BUCKETS),
+           "Time of one claim that returned tasks, from sending to answer.",
+           buckets=_CLAIM_BUCKETS),
     Metric("orchestrator_claimed_tasks", "histogram", (), Source.PROCESSES,
            "Tasks that one claim returned.", buckets=_BATCH_BUCKETS),
     Metric("orchestrator_workers", "gauge", ("pool", "state"), Source.NODE,
@@ -246,7 +247,7 @@ def waited(queue: str, seconds: float) -> None:
 
 
 def claimed(seconds: float, n_tasks: int) -> None:
-    """Observe one claim: its time and how many tasks it returned, which may be 0."""
+    """Observe one claim that returned tasks: its time and how many they were."""
     _observe("orchestrator_claim_duration_seconds", seconds)
     _observe("orchestrator_claimed_tasks", n_tasks)
 

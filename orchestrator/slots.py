@@ -136,7 +136,7 @@ class Header:
 
     def seconds_since_beat(self) -> float:
         """Return the age of the last good beat in seconds, suspend included."""
-        return (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self.last_beat_ns) / 1e9
+        return (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(self.last_beat_ns)) / 1e9
 
 
 class SlotWriter:

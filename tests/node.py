@@ -126,7 +126,9 @@ class Node:
     def pids(self) -> list[int]:
         """List all living processes of this run, the supervisor aside."""
         return [
-            pid for pid in all_pids() if pid != self.pid and has_marker(pid, self.run_id) and alive(pid)
+            pid
+            for pid in all_pids()
+            if pid != self.pid and has_marker(pid, self.run_id) and alive(pid)
         ]
 
     def workers(self) -> dict[str, int]:
@@ -140,7 +142,11 @@ class Node:
 
     def child(self, kind: str) -> int:
         """Return the pid of the steward, leader, web or forkserver process."""
-        return next(pid for pid in _children(self.pid) if _title(pid) == f"orc-{kind}")
+
+        def found() -> int | None:
+            return next((p for p in _children(self.pid) if _title(p) == f"orc-{kind}"), None)
+
+        return eventually(found)
 
     # -- its end
 

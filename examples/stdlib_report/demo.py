@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.stdlib_report import report
+from examples.stdlib_report.tasks import Source
 from orchestrator import Client, ConfigError, State, Task, config
 from orchestrator.db import embedded
 
@@ -284,15 +285,16 @@ def watch(client: Client, daemon: Daemon, tag: str, task_ids: set[int]) -> Victi
 # -- the checks at the end
 
 
-def check_reports(files: Sequence[report.Source], tasks: Sequence[Task[Any]]) -> None:
+def check_reports(files: Sequence[Source], tasks: Sequence[Task[Any]]) -> None:
     """Check that every file was reported exactly once.
 
     Raises:
         Failed: with the files that were not.
     """
+    # What succeeded speaks for itself; of what did not, only the payload tells the file.
     reported = Counter(
-        task.result["module"] if task.state is State.SUCCEEDED else task.payload["module"]
-        for task in tasks
+        [one.module for one in report.measures(tasks)]
+        + [task.payload["module"] for task in tasks if task.state is not State.SUCCEEDED]
     )
     expected = Counter(file.module for file in files)
     if reported != expected:
@@ -316,8 +318,7 @@ def check_crash(task: Task[Any], victim: Victim) -> None:
             f"    attempt {attempt.number}: {attempt.outcome} in {attempt.slot}, pid {attempt.pid}"
         )
         if attempt.crash:
-            shown = ", ".join(f"{name} {value}" for name, value in attempt.crash.items())
-            print(f"      crash report: {shown}")
+            print(f"      crash report: {spelled(attempt.crash)}")
     crashed = [attempt for attempt in task.attempts if attempt.outcome == "crashed"]
     if [attempt.pid for attempt in crashed] != [victim.pid] or not crashed[0].crash:
         raise Failed(f"the crash of worker {victim.slot}, pid {victim.pid}, was not recorded")
@@ -325,14 +326,27 @@ def check_crash(task: Task[Any], victim: Victim) -> None:
         raise Failed(f"task {task.id} did not go on after the crash: it is {task.state}")
 
 
+def spelled(crash: dict[str, Any]) -> str:
+    """Write a crash report for people."""
+    words = []
+    for name, value in crash.items():
+        if name == "max_rss_bytes":
+            words.append(f"peak memory {value / 2**20:.0f} MiB")
+        elif name == "cpu_seconds":
+            words.append(f"CPU {value:.2f} s")
+        elif value is not None and value is not False:
+            words.append(f"{name} {value}")
+    return ", ".join(words)
+
+
 def show_metrics(daemon: Daemon) -> None:
     """Print where metrics and health are, and some of the metrics."""
     print(
         f"\n  http://{daemon.address}/metrics   http://{daemon.address}/health   log {daemon.log}"
     )
-    wanted = ("tasks_completed_total", "orchestrator_worker_exits_total", "tasks_retried_total")
+    wanted = ("tasks_completed_total", "tasks_retried_total", "orchestrator_worker_exits_total")
     for line in daemon.get("/metrics")[1].splitlines():
-        if line.startswith(wanted) and "stdlib:" in line or line.startswith(wanted[1]):
+        if line.startswith(wanted) and not line.endswith(" 0.0"):
             print(f"    {line}")
 
 

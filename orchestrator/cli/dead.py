@@ -45,7 +45,9 @@ def list_dead(access: Access, limit: int, **filters: Any) -> None:
 
 @dead.command("redrive")
 @click.argument("ids", nargs=-1, type=int, metavar="[ID...]")
-@click.option("--all", "is_all", is_flag=True, help="All dead tasks; with --type or --queue, of those.")
+@click.option(
+    "--all", "is_all", is_flag=True, help="All dead tasks; with --type or --queue, of those."
+)
 @click.option("--type", help="With --all: only tasks of this type.")
 @click.option("--queue", help="With --all: only tasks of this queue.")
 @click.option("--limit", type=click.IntRange(1), help="With --all: at most so many, oldest first.")

@@ -1,10 +1,10 @@
 """Errors and exit codes of `orchestratorctl`: one line on standard error, never a traceback.
 
-     0  done
-     1  what was asked for failed: no such task, not succeeded with --wait, unhealthy, the schema
-     2  wrong use of the command line, or a payload or option that breaks a rule
-    69  the database cannot be reached
-    78  the configuration is wrong
+ 0  done
+ 1  what was asked for failed: no such task, not succeeded with --wait, unhealthy, the schema
+ 2  wrong use of the command line, or a payload or option that breaks a rule
+69  the database cannot be reached
+78  the configuration is wrong
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import namedtuple
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -45,15 +47,15 @@ class StatementTimeout(DatabaseUnavailable):
 
 
 class Keepalives(NamedTuple):
-    """TCP keepalives of both sides, in seconds: a cut link is noticed after idle + interval * count."""
+    """TCP keepalives in seconds: a cut link is noticed after idle + interval * n_probes."""
 
     idle: int
     interval: int
-    count: int
+    n_probes: int
 
     @property
     def total(self) -> int:
-        return self.idle + self.interval * self.count
+        return self.idle + self.interval * self.n_probes
 
 
 # With psycopg2's defaults a cut link was still unnoticed after 60 s; with these it takes about 5 s.
@@ -71,7 +73,7 @@ def redacted(url: str) -> str:
     if "://" not in url:
         parts = psycopg2.extensions.parse_dsn(url) if "=" in url else {}
         if "password" in parts:
-            return psycopg2.extensions.make_dsn(**{**parts, "password": "***"})
+            return str(psycopg2.extensions.make_dsn(**{**parts, "password": "***"}))
         return url
     split = urlsplit(url)
     if split.password is None:
@@ -149,16 +151,9 @@ def _rows(cursor: Any) -> list[Any]:
     return [row_type(*row) for row in cursor.fetchall()]
 
 
-_row_types: dict[tuple[str, ...], Any] = {}
-
-
+@cache
 def _row_type(columns: tuple[str, ...]) -> Any:
-    found = _row_types.get(columns)
-    if found is None:
-        from collections import namedtuple
-
-        found = _row_types[columns] = namedtuple("Row", columns, rename=True)  # type: ignore[misc]
-    return found
+    return namedtuple("Row", columns, rename=True)
 
 
 @contextlib.contextmanager
@@ -171,10 +166,11 @@ def translated_errors() -> Iterator[None]:
 
 
 def _translated(error: psycopg2.Error) -> Exception:
-    state = error.pgcode or ""
+    state: str = error.pgcode or ""
     message = (error.diag.message_primary or str(error)).strip()
-    if state in _OURS:
-        return _OURS[state](message)
+    ours = _OURS.get(state)
+    if ours is not None:
+        return ours(message)
     if state in _TIMEOUT_STATES:
         return StatementTimeout(message)
     # Class 40: a deadlock or a serialisation failure, rolled back; the whole call may be repeated.
@@ -182,12 +178,12 @@ def _translated(error: psycopg2.Error) -> Exception:
         return DatabaseUnavailable(message)
     if state.startswith("22") or state in _VALUE_STATES:
         return PayloadError(f"the database refuses a value: {message}")
-    if not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
+    is_link = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+    if not state and (is_link or type(error) is psycopg2.DatabaseError):
         # No SQLSTATE: the link broke, perhaps after the statement was sent.
         return DatabaseUnavailable(message, unknown=True)
-    if not state and isinstance(error, psycopg2.DatabaseError):
-        return DatabaseUnavailable(message, unknown=True)
-    return error
+    unforeseen: Exception = error
+    return unforeseen
 
 
 def connect(
@@ -208,7 +204,7 @@ def connect(
     options = {
         "tcp_keepalives_idle": server_keepalives.idle,
         "tcp_keepalives_interval": server_keepalives.interval,
-        "tcp_keepalives_count": server_keepalives.count,
+        "tcp_keepalives_count": server_keepalives.n_probes,
         "tcp_user_timeout": server_keepalives.total * 1000,
         "timezone": "UTC",
     }
@@ -222,7 +218,7 @@ def connect(
             keepalives=1,
             keepalives_idle=client_keepalives.idle,
             keepalives_interval=client_keepalives.interval,
-            keepalives_count=client_keepalives.count,
+            keepalives_count=client_keepalives.n_probes,
             tcp_user_timeout=client_keepalives.total * 1000,
             options=" ".join(f"-c {name}={value}" for name, value in options.items()),
         )

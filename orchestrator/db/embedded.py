@@ -421,8 +421,8 @@ def serving(settings: config.Settings, *, timeout: float = 60.0) -> Iterator[str
             return
         if time.monotonic() > deadline:
             raise DatabaseUnavailable(
-                f"the embedded PostgreSQL in {server.layout.state} is held by {server.holder()} and "
-                f"not ready after {timeout:g} s: see {server.layout.log}"
+                f"the embedded PostgreSQL in {server.layout.state} is held by {server.holder()} "
+                f"and not ready after {timeout:g} s: see {server.layout.log}"
             )
         time.sleep(0.02)
     try:

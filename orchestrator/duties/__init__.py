@@ -1,7 +1,7 @@
 """The periodic jobs of the leader, one file each.
 
-A duty is an object with a `name` and `run(session) -> seconds until it wants to run again`. Each run
-is short (transactions of at most a second) and idempotent: it may be repeated by another leader.
+A duty is an object with a `name` and `run(session) -> seconds until it wants to run again`. Each
+run is short (transactions of at most a second) and idempotent: another leader may repeat it.
 """
 
 from __future__ import annotations

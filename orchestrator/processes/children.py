@@ -5,12 +5,13 @@ nothing and reads no clock, so all of its decisions are tested without a process
 makes the system calls; what a death means for a task is the steward's business.
 
 The life of a node is a row of stages. Each stage names the children that should be alive in it;
-`step` starts those that are missing, ends those that are too many, and moves on when a stage is done:
+`step` starts those that are missing, ends those that are too many, and moves on when a stage is
+done:
 
     KEEPER ──ready──> CHECK ──exit 0──> RUN ──TERM──> DRAIN ──no workers──> CLOSE
-    keeper web        + check           + fork server   - workers           - leader, web, fork server
-                                          steward                              │ none of them left
-                                          leader                               v
+    keeper, web       + check           + fork server   - workers         - leader, web, fork server
+                                          steward                             │ none of them left
+                                          leader                              v
                                           workers     DONE <── STOP <── SETTLE (reports answered)
                                                                - keeper   - steward
 

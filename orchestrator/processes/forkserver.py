@@ -22,8 +22,6 @@ import socket
 import sys
 import traceback
 
-import msgspec
-
 from orchestrator import (
     config,
     loading,
@@ -33,7 +31,7 @@ from orchestrator import (
 from orchestrator.db import connection  # noqa: F401 -- for the same reason
 from orchestrator.errors import ConfigError
 from orchestrator.mux import Mux
-from orchestrator.processes import worker
+from orchestrator.processes import messages, worker
 from orchestrator.processes.birth import begin
 from orchestrator.processes.identity import Place
 from orchestrator.processes.signals import SignalInbox, blocked
@@ -50,12 +48,12 @@ def main() -> int:
     try:
         mux = loading.load(settings.handlers, settings.base_directory)
     except ConfigError as error:
-        to_supervisor.send(msgspec.json.encode({"kind": "failed", "message": str(error)}))
+        to_supervisor.send(messages.encode(messages.Failed(message=str(error))))
         return EXIT_HANDLERS
     policies = mux.policies(settings.defaults.policy())
     gc.collect()
     gc.freeze()
-    to_supervisor.send(msgspec.json.encode({"kind": "ready", "policies": policies}))
+    to_supervisor.send(messages.encode(messages.Ready(policies=policies)))
     _serve(place, settings, mux, to_supervisor)
     return 0
 
@@ -64,16 +62,16 @@ def _serve(place: Place, settings: config.Settings, mux: Mux, to_supervisor: soc
     """Fork a worker for each request, until the supervisor says stop or is gone."""
     inbox = SignalInbox([signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
     while True:
-        ready, _, _ = select.select([to_supervisor, inbox], [], [])
-        if inbox in ready and signal.SIGTERM in inbox.drain():
+        select.select([to_supervisor.fileno(), inbox.fileno()], [], [])
+        if signal.SIGTERM in inbox.drain():
             return
-        if to_supervisor not in ready:
+        try:
+            request = to_supervisor.recv(messages.MAX_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
             continue
-        request = to_supervisor.recv(1 << 16)
         if not request:
             return
-        birth = msgspec.json.decode(request, type=worker.Birth)
-        _fork(place, settings, mux, to_supervisor, birth)
+        _fork(place, settings, mux, to_supervisor, messages.decode_for_fork_server(request))
 
 
 def _fork(
@@ -81,7 +79,7 @@ def _fork(
     settings: config.Settings,
     mux: Mux,
     to_supervisor: socket.socket,
-    birth: worker.Birth,
+    birth: messages.Spawn,
 ) -> None:
     # A signal between a fork and the child's own handlers would be lost: it stays blocked until
     # the worker has its handlers.
@@ -91,7 +89,7 @@ def _fork(
             code = 1
             try:
                 code = _be_middle(place, settings, mux, to_supervisor, birth)
-            except BaseException:  # the outermost frame of a forked process: say it, then leave
+            except BaseException:  # noqa: BLE001 -- the outermost frame of a forked process
                 traceback.print_exc()
             finally:
                 os._exit(code)
@@ -103,15 +101,14 @@ def _be_middle(
     settings: config.Settings,
     mux: Mux,
     to_supervisor: socket.socket,
-    birth: worker.Birth,
+    birth: messages.Spawn,
 ) -> int:
     pid = os.fork()
     if pid == 0:
         to_supervisor.close()
         return worker.live(place, settings, mux, birth)
-    message = {"kind": "born", "incarnation": birth.incarnation, "pid": pid}
-    pidfd = os.pidfd_open(pid)
-    socket.send_fds(to_supervisor, [msgspec.json.encode(message)], [pidfd])
+    born = messages.Born(incarnation=birth.incarnation, pid=pid)
+    socket.send_fds(to_supervisor, [messages.encode(born)], [os.pidfd_open(pid)])
     return 0
 
 

@@ -101,11 +101,11 @@ class Leader:
         Only a registered node competes: one that was refused must not lead for a moment.
         """
         while not self.is_stopping:
-            if self.header.node_id and leader.lock_leader(session):
+            if self.header.node_id and nodes.lock(session, purpose="leader"):
                 return True
             age = leader.lead_age(session)
             if age is not None and age > self.settings.leader.term:
-                ended = nodes.terminate_holder(session, purpose="leader", number=0)
+                ended = nodes.terminate_holder(session, purpose="leader")
                 if ended:
                     log.warning("leader.deposed", silent_seconds=round(age, 1))
                     continue

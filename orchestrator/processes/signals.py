@@ -47,7 +47,7 @@ class SignalInbox:
 
 @contextlib.contextmanager
 def blocked(signums: Iterable[int]) -> Iterator[None]:
-    """Block signals round a fork: one that arrives before the child's own handlers stand is kept."""
+    """Block signals round a fork: what comes before the child's own handlers stand is kept."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
     try:
         yield

@@ -11,13 +11,14 @@ between processes about a death:
              attempts that run without a row are killed
 
 Reconcile reads rows, then slots, then the supervisor's messages, in this order. A worker publishes
-its token before it claims, and the supervisor lists a report before it clears a slot; so a row whose
-token is in neither was claimed by nobody who lives. The mirror: a token that runs before and after
-the rows were read, and has no row, lost its claim (server crash after an asynchronous commit, or a
-rescue).
+its token before it claims, and the supervisor lists a report before it clears a slot; so a row
+whose token is in neither was claimed by nobody who lives. The mirror: a token that runs before and
+after the rows were read, and has no row, lost its claim (server crash after an asynchronous commit,
+or a rescue).
 
-Every wait for the server ends after 5 s at the latest: a beat unanswered for so long means that there is
-no session, and the slots' header says so.
+Every wait for the server ends after 5 s at the latest: a beat unanswered for so long means that
+there is no session, and the slots' header says so. Who may register is decided in
+`registration.py`, what a death means for a task in `crashes.py`.
 """
 
 from __future__ import annotations
@@ -33,31 +34,25 @@ import struct
 import sys
 import termios
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import psycopg2
 import psycopg2.extensions
 
-from orchestrator import __version__, config, logs, metrics
+from orchestrator import config, logs, metrics
 from orchestrator.db import embedded
 from orchestrator.db.connection import Backoff, Keepalives, Session, StatementTimeout, connect
 from orchestrator.errors import DatabaseUnavailable
-from orchestrator.options import Policy, after, match
-from orchestrator.outcome import (
-    BUDGET_OF_CAUSE,
-    Answer,
-    Budget,
-    Cause,
-    Ending,
-    Failure,
-    Outcome,
-    Usage,
-)
-from orchestrator.processes import identity
+from orchestrator.options import Policy, match
+from orchestrator.outcome import Answer, Budget, Cause
+from orchestrator.processes import crashes, identity, messages
 from orchestrator.processes.birth import begin
+from orchestrator.processes.messages import Report
+from orchestrator.processes.registration import NotYet, Refused, Registration
 from orchestrator.processes.signals import SignalInbox
-from orchestrator.slots import Phase, SlotView
+from orchestrator.slots import Phase
 from orchestrator.store import doorbell, nodes
 from orchestrator.store.fail import fail
 from orchestrator.store.poll import poll, unhold
@@ -67,16 +62,11 @@ from orchestrator.store.running import running
 RECONCILE_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
 UNHOLD_SLICE = 1000
+BURY_SECONDS = 5.0
+LEAVE_SECONDS = 3.0
+EXIT_TEMPORARY = 75
 
 log = logs.get("steward")
-
-
-class Refused(Exception):
-    """This node may not run beside the one that is there."""
-
-
-class NotYet(DatabaseUnavailable):
-    """The database answers, and this node may not take its place in it yet."""
 
 
 def _wait_bounded(connection: Any) -> None:
@@ -116,11 +106,9 @@ class Steward:
         self.session: Session | None = None
         self.backoff = Backoff()
         self.retry_at = 0.0
-        self.node = self.header.node_id
-        self.seen_beats: dict[int, Any] = {}  # of other nodes, while it is open whether they live
+        self.registration = Registration(self.place, self.settings, self.header.node_id)
         self.policies: dict[str, Policy] = {}
-        self.patterns: list[str] = []
-        self.reports: dict[int, dict[str, Any]] = {}  # by incarnation, not yet written
+        self.reports: dict[int, Report] = {}  # by incarnation, not yet written
         self.is_synced = False
         self.is_stopping = False
         self.is_orphaned = False
@@ -129,6 +117,11 @@ class Steward:
         self.selector = selectors.DefaultSelector()
         for source in (self.inbox, self.place.life_fd, self.supervisor, self.place.idle_fd):
             self.selector.register(source, selectors.EVENT_READ)
+
+    @property
+    def node(self) -> int:
+        """The node's id, 0 while it is not registered."""
+        return self.registration.node
 
     # -- the loop
 
@@ -163,6 +156,8 @@ class Steward:
     def _timeout(self, now: float) -> float:
         if self.session is None:
             return max(0.0, self.retry_at - now)
+        if self.session.connection.notifies:
+            return 0.0
         return max(0.0, min(self.beat_at, self.poll_at, self.reconcile_at) - now)
 
     def _listen(self, timeout: float) -> None:
@@ -179,11 +174,9 @@ class Steward:
                     os.eventfd_read(self.place.idle_fd)
                 self._on_idle()
             else:
-                self.poll_at = (
-                    min(self.poll_at, time.monotonic()) if self._has_news() else self.poll_at
-                )
+                self._read_notifications()
 
-    def _try(self, work: Any) -> None:
+    def _try(self, work: Callable[[], None]) -> None:
         """Do work that needs the database; without one, say so once and try again later."""
         try:
             work()
@@ -198,34 +191,35 @@ class Steward:
         """Read all messages of the supervisor."""
         while True:
             try:
-                message = self.supervisor.recv(1 << 20)
+                data, _ = messages.receive(self.supervisor)
             except BlockingIOError:
                 return
-            except ConnectionError:
-                message = b""
-            if not message:
+            if not data:
                 with contextlib.suppress(KeyError):
                     self.selector.unregister(self.supervisor)
                 return
-            content = msgspec.json.decode(message)
-            match content["kind"]:
-                case "handlers":
-                    self.policies = msgspec.convert(content["policies"], dict[str, Policy])
-                    self.patterns = sorted(self.policies)
+            match messages.decode_for_steward(data):
+                case messages.Handlers(policies=policies):
+                    self.policies = policies
                     self._describe()
-                case "report":
-                    self.reports[content["incarnation"]] = content
-                case "sync":
+                case Report() as report:
+                    self.reports[report.incarnation] = report
+                case messages.Sync():
                     self.is_synced = True
 
-    def _tell(self, **message: Any) -> None:
+    def _tell(self, message: messages.Message) -> None:
         # A supervisor that is gone needs no answer, and life's end is heard elsewhere.
         with contextlib.suppress(OSError):
-            self.supervisor.send(msgspec.json.encode(message))
+            self.supervisor.send(messages.encode(message))
+
+    @property
+    def patterns(self) -> list[str]:
+        """The task types that this node serves."""
+        return sorted(self.policies)
 
     def _describe(self) -> None:
-        if self.session is not None and self.node:
-            session = self.session
+        session = self.session
+        if session is not None:
             self._try(lambda: nodes.describe(session, node=self.node, handlers=self.patterns))
 
     # -- the session
@@ -247,11 +241,11 @@ class Steward:
             server_keepalives=long,
         )
         try:
-            self._take_place(session)
+            self.registration.take(session, self.patterns)
             began = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             if not nodes.beat(session, node=self.node, workers=self._workers()):
-                self.node = 0
-                raise DatabaseUnavailable("the node was marked dead while it took its lock")
+                self.registration.forget()
+                raise NotYet("the node was marked dead while it took its lock")
             doorbell.listen(session)
         except BaseException:
             session.close()
@@ -267,95 +261,6 @@ class Steward:
         self.backoff.reset()
         self.beat_at = time.monotonic() + node.heartbeat_interval
         self.poll_at = self.reconcile_at = 0.0
-
-    def _take_place(self, session: Session) -> None:
-        """Be the node again that this run was, or register as a new one."""
-        node = self.settings.node
-        self._look_for_others(session)
-        if not node.distributed:
-            self._take_single_lock(session)
-        if self.node and not any(other.id == self.node for other in nodes.alive(session)):
-            log.warning("node.was_given_up", node=self.node)
-            self.node = 0
-        if not self.node:
-            self.node = nodes.register(
-                session,
-                name=node.name or socket.gethostname(),
-                host=socket.gethostname(),
-                pid=self.place.supervisor_pid,
-                run=self.place.run,
-                version=__version__,
-                lock_path=self.place.lock_path,
-                distributed=node.distributed,
-                handlers=self.patterns,
-                queues=[queue for pool in self.settings.pools for queue in pool.queues],
-            )
-            log.info("node.registered", node=self.node, name=node.name or socket.gethostname())
-        if not nodes.lock(session, node=self.node):
-            # Our own old backend, whose end the server has not noticed yet.
-            nodes.terminate_holder(session, purpose="node", number=self.node)
-            if not nodes.lock(session, node=self.node):
-                raise NotYet(f"the lock of node {self.node} is held by another session")
-
-    def _take_single_lock(self, session: Session) -> None:
-        """Take the lock of a node that is alone; who holds it is no living node by now."""
-        if nodes.lock_single(session):
-            return
-        nodes.terminate_holder(session, purpose="single", number=0)
-        if not nodes.lock_single(session):
-            raise NotYet("the lock of this schema is held by another session")
-
-    def _look_for_others(self, session: Session) -> None:
-        """Refuse to run beside a node that wants to be alone, or beside others when we do.
-
-        A free lock is not enough (it is free for a moment when a server restarts), nor is a young
-        beat (its node may have died a second ago): so wait for the next beat. A node whose
-        supervisor's lock file is free has died on this host.
-
-        Raises:
-            Refused: the other node has beaten while we watched.
-            NotYet: not decided yet.
-        """
-        for other in nodes.alive(session):
-            if other.run == self.place.run:
-                continue
-            if other.is_distributed and self.settings.node.distributed:
-                continue
-            if self._is_gone(other):
-                nodes.mark_dead(session, node=other.id, judged=other.beat_at)
-                log.info("node.found_dead", node=other.id, name=other.name)
-                continue
-            seen = self.seen_beats.setdefault(other.id, other.beat_at)
-            if seen != other.beat_at:
-                raise Refused(
-                    f"[node] distributed = false, but node {other.id} ({other.name}, host "
-                    f"{other.host}, pid {other.pid}) is alive on schema "
-                    f"{self.settings.database.schema!r}: stop it, give this one another schema, or "
-                    "set DISTRIBUTED_MODE=true for both"
-                )
-            raise NotYet(
-                f"node {other.id} ({other.name}) may be alive: waiting for its beat or for "
-                f"{self.settings.node.worker_timeout:g} s of silence"
-            )
-
-    def _is_gone(self, other: Any) -> bool:
-        """Tell whether a node is certainly dead: silent too long, or its lock file is free here."""
-        if other.age_seconds >= self.settings.node.worker_timeout:
-            return True
-        if other.host != socket.gethostname() or not other.lock_path:
-            return False
-        try:
-            fd = os.open(other.lock_path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        else:
-            return True
-        finally:
-            os.close(fd)
 
     def _lose_session(self, error: DatabaseUnavailable) -> None:
         self.header.is_session_ok = False
@@ -381,8 +286,8 @@ class Steward:
                 node=self.node,
                 reason="it was silent too long; its tasks went to others; it registers anew",
             )
-            self.node = 0
-            raise DatabaseUnavailable("this node was marked dead")
+            self.registration.forget()
+            raise NotYet("this node was marked dead")
         self.header.last_beat_ns = began
 
     def _workers(self) -> str:
@@ -406,15 +311,14 @@ class Steward:
 
     # -- wake-ups
 
-    def _has_news(self) -> bool:
+    def _read_notifications(self) -> None:
+        """Read what the server sent unasked: a ring, or the end of the session."""
         if self.session is None:
-            return False
+            return
         try:
             self.session.connection.poll()
         except psycopg2.Error as error:
             self._lose_session(DatabaseUnavailable(str(error).strip()))
-            return False
-        return bool(self.session.connection.notifies)
 
     def _take_notifications(self) -> bool:
         assert self.session is not None
@@ -477,50 +381,47 @@ class Steward:
         for incarnation, report in list(self.reports.items()):
             self._write_report(session, report)
             del self.reports[incarnation]
-            self._tell(kind="ack", incarnation=incarnation)
+            self._tell(messages.Ack(incarnation=incarnation))
 
-    def _write_report(self, session: Session, report: dict[str, Any]) -> None:
+    def _write_report(self, session: Session, report: Report) -> None:
         """Write what the death of a worker means for the task that it held."""
-        cause = Cause(report["crash"]["cause"])
-        phase = Phase[report["phase"].upper()]
-        metrics.worker_exited(cause)
-        rows = running(session, node=self.node, token=report["token"]) if self.node else []
-        row = next((row for row in rows if row.id == report["task_id"]), None)
-        if row is not None and phase is Phase.RUN:
-            self._record_crash(session, row, report, cause)
-            rows.remove(row)
+        rows = running(session, node=self.node, token=report.token) if self.node else []
+        for row in list(rows):
+            if row.id == report.task_id and report.phase is Phase.RUN:
+                self._record_crash(session, row, report)
+                rows.remove(row)
         # Claimed and not started, or done and not recorded: it goes back and costs nothing.
-        released = release(session, [(other.id, other.token) for other in rows])
+        released = release(session, [(row.id, row.token) for row in rows])
         if released:
-            log.info("tasks.released", slot=report["slot"], tasks=released)
+            log.info("tasks.released", slot=report.slot, tasks=released)
+        metrics.worker_exited(report.crash.cause)
 
-    def _record_crash(
-        self, session: Session, row: Any, report: dict[str, Any], cause: Cause
-    ) -> None:
-        outcome = _outcome_of_crash(row, report, cause, self._policy(row))
-        crash = {name: value for name, value in report["crash"].items() if value is not None}
+    def _record_crash(self, session: Session, row: Any, report: Report) -> None:
+        pattern = match(self.policies, row.type)
+        policy = self.policies[pattern] if pattern else self.settings.defaults.policy()
+        outcome = crashes.outcome_of(
+            report.crash,
+            policy=policy.of_task(max_attempts=row.max_attempts, timeout=row.timeout_seconds),
+            failures=row.failures,
+            crashes=row.crashes,
+        )
+        crash = msgspec.to_builtins(report.crash)
         answer = fail(session, task_id=row.id, token=row.token, outcome=outcome, crash=crash)
         if answer is not Answer.RECORDED:
             return
         metrics.task_ended(row.type, outcome.ending, outcome.usage.wall_seconds)
-        spent = row.crashes if outcome.budget is Budget.CRASHES else row.failures
         if outcome.budget is not Budget.NOTHING:
-            is_dead = spent + 1 >= outcome.limit
-            (metrics.dead if is_dead else metrics.retried)(row.type)
+            spent = row.crashes if outcome.budget is Budget.CRASHES else row.failures
+            (metrics.dead if spent + 1 >= outcome.limit else metrics.retried)(row.type)
         log.warning(
             "attempt.crashed",
             task_id=row.id,
             type=row.type,
             attempt=row.attempt,
-            worker=report["slot"],
-            child=report["pid"],
+            worker=report.slot,
+            child=report.pid,
             **crash,
         )
-
-    def _policy(self, row: Any) -> Policy:
-        pattern = match(self.policies, row.type)
-        policy = self.policies[pattern] if pattern else self.settings.defaults.policy()
-        return policy.of_task(max_attempts=row.max_attempts, timeout=row.timeout_seconds)
 
     # -- reconcile
 
@@ -533,7 +434,7 @@ class Steward:
         # After the slots: a report is sent before its slot is cleared.
         self._hear()
         protected = {view.token for view in views if view.token}
-        protected.update(report["token"] for report in self.reports.values())
+        protected.update(report.token for report in self.reports.values())
         orphans = [(row.id, row.token) for row in rows if row.token not in protected]
         if orphans:
             released = release(session, orphans)
@@ -545,10 +446,7 @@ class Steward:
                 log.warning("claim.lost", task_id=view.task_id, attempt=view.attempt)
                 metrics.claim_lost()
                 self._tell(
-                    kind="kill",
-                    task_id=view.task_id,
-                    token=view.token,
-                    cause=str(Cause.LOST_CLAIM),
+                    messages.Kill(task_id=view.task_id, token=view.token, cause=Cause.LOST_CLAIM)
                 )
 
     def _running_tokens(self) -> set[tuple[int, int]]:
@@ -558,17 +456,23 @@ class Steward:
 
     # -- the end
 
+    def refuse(self, reason: str) -> None:
+        """Tell the supervisor that this node may not run."""
+        self._tell(messages.Failed(message=reason, exit_code=EXIT_TEMPORARY))
+
     def _bury(self) -> None:
         """The supervisor is dead: end what is left of its run and write what it left undone."""
         log.error("supervisor.lost", reason="its life pipe is closed")
         self.header.is_session_ok = False
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + BURY_SECONDS
         while time.monotonic() < deadline and self._kill_marked():
             time.sleep(0.005)
         self._hear()
         for view in self.slots.occupied():
             if view.token and view.incarnation not in self.reports:
-                self.reports[view.incarnation] = _report_of_lost(view)
+                self.reports[view.incarnation] = crashes.report_of_lost(
+                    view, generation=self.header.generation
+                )
 
     def _kill_marked(self) -> bool:
         """Kill every process with this run's marker but the keeper and ourselves."""
@@ -584,10 +488,10 @@ class Steward:
         return found
 
     def _leave(self) -> None:
-        """Write the last reports, give back what is left, deregister; 3 s at most."""
+        """Write the last reports, give back what is left, deregister; a few seconds at most."""
         self.header.is_session_ok = False
         self._hear()
-        deadline = time.monotonic() + 3.0
+        deadline = time.monotonic() + LEAVE_SECONDS
         while time.monotonic() < deadline:
             try:
                 self._say_goodbye()
@@ -620,68 +524,13 @@ class Steward:
                 os.unlink(self.place.lock_path)
 
 
-def _outcome_of_crash(row: Any, report: dict[str, Any], cause: Cause, policy: Policy) -> Outcome:
-    """Decide what follows a death during user code."""
-    budget = BUDGET_OF_CAUSE[cause]
-    crash = report["crash"]
-    usage = Usage(
-        wall_seconds=report["wall_seconds"],
-        cpu_seconds=crash["cpu_seconds"],
-        max_rss_bytes=crash["max_rss_bytes"],
-    )
-    limit, delay = 1, 0.0
-    if budget is not Budget.NOTHING:
-        limit, delay = after(policy, budget, failures=row.failures, crashes=row.crashes)
-    match cause:
-        case Cause.TIMEOUT:
-            ending, message = Ending.TIMED_OUT, f"killed after {report['wall_seconds']:.1f} s"
-        case Cause.CRASH:
-            ending, message = Ending.CRASHED, f"the process died of {crash['signal']}"
-        case Cause.EXIT:
-            ending, message = Ending.CRASHED, f"the process exited with {crash['exit_code']}"
-        case _:
-            ending, message = Ending.RELEASED, f"killed: {cause}"
-    return Outcome(
-        ending=ending,
-        failure=Failure(type=_ERROR_TYPES.get(cause, "Released"), message=message),
-        budget=budget,
-        limit=limit,
-        delay=delay,
-        usage=usage,
-    )
-
-
-_ERROR_TYPES = {Cause.TIMEOUT: "Timeout", Cause.CRASH: "Crash", Cause.EXIT: "Exit"}
-
-
-def _report_of_lost(view: SlotView) -> dict[str, Any]:
-    """Make the report that the supervisor cannot make any more."""
-    started = view.started_ns
-    return {
-        "incarnation": view.incarnation,
-        "slot": view.name,
-        "pid": view.pid,
-        "task_id": view.task_id,
-        "attempt": view.attempt,
-        "token": view.token,
-        "phase": view.phase.name.lower(),
-        "wall_seconds": (time.monotonic_ns() - started) / 1e9 if started else 0.0,
-        "crash": {
-            "cause": str(Cause.SUPERVISOR_LOST),
-            "phase": view.phase.name.lower(),
-            "max_rss_bytes": 0,
-            "cpu_seconds": 0.0,
-        },
-    }
-
-
 def main() -> int:
     steward = Steward()
     try:
         steward.run()
     except Refused as error:
-        steward._tell(kind="failed", message=str(error), exit_code=75)
-        return 75
+        steward.refuse(str(error))
+        return EXIT_TEMPORARY
     return 0
 
 

@@ -22,40 +22,40 @@ while any worker is busy, all slots are swept every 250 ms.
 
 from __future__ import annotations
 
-import array
 import contextlib
-import errno
-import fcntl
 import os
-import secrets
 import selectors
-import shutil
 import signal
 import socket
-import sys
-import tempfile
 import time
 from collections import deque
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from orchestrator import __version__, config, logs
 from orchestrator.errors import ConfigError
 from orchestrator.outcome import Cause
-from orchestrator.processes import identity
+from orchestrator.processes import identity, messages
 from orchestrator.processes.children import Children, Kind, Plan, Signal, Spawn, Stage
+from orchestrator.processes.estate import Estate
 from orchestrator.processes.signals import SignalInbox
-from orchestrator.slots import MAX_SLOTS, Phase, Slots, SlotView
+from orchestrator.slots import MAX_SLOTS, Phase, SlotView
 
 SWEEP_SECONDS = 0.25
 HEALTHY_SECONDS = 10.0
-EXIT_TEMPORARY = 75
+STRANGERS_SECONDS = 5.0
 EXIT_CONFIG = 78
 
 log = logs.get("supervisor")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why we killed a worker and the attempt that it was meant for; no task: whatever it ran."""
+
+    cause: Cause
+    task_id: int = 0
+    token: int = 0
 
 
 @dataclass
@@ -70,31 +70,7 @@ class Process:
     pidfd: int
     spawned_at: float
     socket: socket.socket | None = None
-    kill: Kill | None = None
-
-
-@dataclass(frozen=True)
-class Kill:
-    """Why we killed a worker and the attempt that it was meant for; no task: whatever it ran."""
-
-    cause: Cause
-    task_id: int = 0
-    token: int = 0
-
-
-@dataclass
-class Outbox:
-    """Messages for the steward, in order; what is `sent` has been listed."""
-
-    waiting: deque[bytes] = field(default_factory=deque)
-
-    def flush(self, to: socket.socket) -> None:
-        while self.waiting:
-            try:
-                to.send(self.waiting[0])
-            except (BlockingIOError, ConnectionError, BrokenPipeError):
-                return
-            self.waiting.popleft()
+    killed_for: Reason | None = None
 
 
 def run(settings: config.Settings) -> int:
@@ -112,7 +88,7 @@ def run(settings: config.Settings) -> int:
     try:
         return supervisor.loop()
     finally:
-        supervisor.close()
+        supervisor.estate.close()
 
 
 class Supervisor:
@@ -120,42 +96,14 @@ class Supervisor:
 
     def __init__(self, settings: config.Settings) -> None:
         self.settings = settings
-        self.run_id = secrets.token_hex(8)
-        slot_names = tuple(
-            f"{pool.name}-{number}" for pool in settings.pools for number in range(pool.processes)
-        )
-        if len(slot_names) > MAX_SLOTS:
-            raise ConfigError(
-                f"[[pool]] processes: {len(slot_names)} workers in all, at most {MAX_SLOTS} are "
-                "possible on one node: lower them, or start another node"
-            )
-        self.children = Children(
-            Plan(
-                slots=slot_names,
-                has_keeper=settings.database.url == "embedded",
-                has_web=bool(settings.web.bind),
-                graceful_timeout=settings.node.graceful_timeout,
-                spawn_timeout=settings.node.spawn_timeout,
-            )
-        )
-        self.listener = _listen(settings.web.bind) if settings.web.bind else None
-        self.slots = Slots.create()
-        self.slots.header.supervisor_pid = os.getpid()
-        self.slots.header.generation = 1
-        self.slots.header.started_ns = time.monotonic_ns()
-        self.settings_fd = _memory_file(config.encode(settings))
-        self.bell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.idle_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.wakes = {pool.name: _wake_pipe() for pool in settings.pools}
-        self.life_reader, self.life_writer = os.pipe()
-        self.run_directory = _run_directory()
-        self.lock_path, self.lock_fd = _hold_lock(settings, self.run_id)
+        self.children = Children(_plan(settings))
+        self.estate = Estate(settings)
+        self.slots = self.estate.slots
         self.processes: dict[int, Process] = {}  # by incarnation
-        self.pids: dict[int, int] = {}  # pid -> incarnation
+        self.pids: set[int] = set()
         self.reports: dict[int, bytes] = {}  # by incarnation, until the steward has answered
-        self.outbox = Outbox()
-        self.policies: bytes | None = None
-        self.handlers_were_loaded = False
+        self.outbox: deque[bytes] = deque()  # for the steward; what has left it is listed
+        self.handlers: bytes | None = None
         self.sweep_at: float | None = None
         self.strangers_at: float | None = None
         self.strangers_until = 0.0
@@ -163,7 +111,7 @@ class Supervisor:
         self.inbox = SignalInbox(identity.PASSED_SIGNALS)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.inbox, selectors.EVENT_READ, self._on_signals)
-        self.selector.register(self.bell_fd, selectors.EVENT_READ, self._on_bell)
+        self.selector.register(self.estate.bell_fd, selectors.EVENT_READ, self._on_bell)
         identity.become_subreaper()
 
     # -- the loop
@@ -173,7 +121,7 @@ class Supervisor:
         log.info(
             "supervisor.started",
             version=__version__,
-            run=self.run_id,
+            run=self.estate.run_id,
             config=self.settings.source,
             workers=len(self.children.plan.slots),
             web=self.settings.web.bind or None,
@@ -181,7 +129,7 @@ class Supervisor:
         while True:
             now = time.monotonic()
             self._sweep(now)
-            self._adopt(now)
+            self._end_strangers(now)
             self._flush()
             for command in self.children.step(now, open_reports=len(self.reports)):
                 if isinstance(command, Spawn):
@@ -195,20 +143,13 @@ class Supervisor:
         log.info("supervisor.stopped", exit_code=self.children.exit_code)
         return self.children.exit_code
 
-    def close(self) -> None:
-        """Leave nothing behind: the run directory and the lock file."""
-        shutil.rmtree(self.run_directory, ignore_errors=True)
-        if self.lock_path:
-            with contextlib.suppress(OSError):
-                os.unlink(self.lock_path)
-
     def _timeout(self, now: float) -> float | None:
         times = [
             at
             for at in (self.children.next_deadline(now), self.sweep_at, self.strangers_at)
             if at is not None
         ]
-        if self.outbox.waiting:
+        if self.outbox:
             times.append(now + 0.05)
         return max(0.0, min(times) - now) if times else None
 
@@ -261,96 +202,36 @@ class Supervisor:
         if command.kind is Kind.WORKER:
             self._ask_for_worker(command, now)
             return
-        ours: socket.socket | None = None
-        theirs: socket.socket | None = None
-        if command.kind in (Kind.KEEPER, Kind.FORK_SERVER, Kind.STEWARD):
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ours.setblocking(False)
-            for side in (ours, theirs):
-                side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        passed = self._passed_descriptors(command.kind, theirs)
-        environ = {**os.environ, **self._environment(command, passed)}
-        for fd in passed.values():
-            os.set_inheritable(fd, True)
         try:
-            pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-P", "-m", f"orchestrator.processes.{command.kind}"],
-                environ,
-                file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)],
-                setpgroup=0,
-                setsigmask=[],
-            )
+            pid, talk = self.estate.start(command.kind, command.incarnation)
         except OSError as error:
             log.error("process.spawn_failed", process=command.name, reason=str(error))
             self.children.postpone(command.incarnation, now + 1.0)
-            for side in (ours, theirs):
-                if side is not None:
-                    side.close()
             return
-        finally:
-            for fd in passed.values():
-                os.set_inheritable(fd, False)
-        if theirs is not None:
-            theirs.close()
         process = Process(
-            command.kind, command.name, command.incarnation, -1, pid, os.pidfd_open(pid), now, ours
+            command.kind, command.name, command.incarnation, -1, pid, os.pidfd_open(pid), now, talk
         )
-        self._adopt_process(process)
-        if ours is not None:
-            self.selector.register(ours, selectors.EVENT_READ, lambda: self._on_message(process))
+        self._enlist(process)
+        if talk is not None:
+            self.selector.register(talk, selectors.EVENT_READ, lambda: self._on_message(process))
         if command.kind is Kind.STEWARD:
             self._brief_steward()
 
-    def _passed_descriptors(self, kind: Kind, theirs: socket.socket | None) -> dict[str, int]:
-        passed = {"SETTINGS": self.settings_fd, "SLOTS": self.slots.fd}
-        if theirs is not None:
-            passed["SOCKET"] = theirs.fileno()
-        if kind in (Kind.KEEPER, Kind.STEWARD):
-            passed["LIFE"] = self.life_reader
-        if kind in (Kind.FORK_SERVER, Kind.STEWARD):
-            passed["BELL"], passed["IDLE"] = self.bell_fd, self.idle_fd
-            for number, pipe in enumerate(self.wakes.values()):
-                passed[f"wake {number} reader"], passed[f"wake {number} writer"] = pipe
-        if kind is Kind.WEB and self.listener is not None:
-            passed["LISTEN"] = self.listener.fileno()
-        return passed
-
-    def _environment(self, command: Spawn, passed: dict[str, int]) -> dict[str, str]:
-        environment = {
-            identity.MARKER: self.run_id,
-            identity.KIND: str(command.kind),
-            "ORCHESTRATOR_INCARNATION": str(command.incarnation),
-            "ORCHESTRATOR_SUPERVISOR_PID": str(os.getpid()),
-            "ORCHESTRATOR_RUN_DIRECTORY": str(self.run_directory),
-            "ORCHESTRATOR_LOCK": self.lock_path,
-            "ORCHESTRATOR_WAKE_FDS": (identity.spell_wakes(self.wakes) if "IDLE" in passed else ""),
-            "PROMETHEUS_MULTIPROC_DIR": str(self.run_directory / "metrics"),
-        }
-        for name, fd in passed.items():
-            if name.isupper():
-                environment[f"ORCHESTRATOR_{name}_FD"] = str(fd)
-        package_parent = str(Path(__file__).resolve().parents[2])
-        if "site-packages" not in package_parent:
-            # A checkout: its children must find the package that we run from.
-            search = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-            environment["PYTHONPATH"] = os.pathsep.join(search)
-        return environment
-
     def _ask_for_worker(self, command: Spawn, now: float) -> None:
-        server = self._find(Kind.FORK_SERVER)
-        if command.incarnation and self._has_unlisted_report(command.index):
+        """Ask the fork server for a worker; it is ours when the middle process says so."""
+        if self._has_unlisted_report(command.index):
             # The dead worker's record is the only trace of its task until the report is listed.
             self.children.postpone(command.incarnation, now + 0.1)
             return
-        request = msgspec.json.encode(
-            {"index": command.index, "name": command.name, "incarnation": command.incarnation}
-        )
         self.slots.lease(command.index, command.name, command.incarnation)
+        request = messages.Spawn(
+            index=command.index, name=command.name, incarnation=command.incarnation
+        )
+        server = self._find(Kind.FORK_SERVER)
         try:
             if server is None or server.socket is None:
-                raise BrokenPipeError(errno.EPIPE, "there is no fork server")
-            server.socket.send(request)
+                raise BrokenPipeError("there is no fork server")
+            server.socket.send(messages.encode(request))
         except OSError as error:
             self.slots.clear(command.index)
             self.children.postpone(command.incarnation, now + 0.1)
@@ -358,11 +239,13 @@ class Supervisor:
 
     def _has_unlisted_report(self, index: int) -> bool:
         view = self.slots.read(index)
-        return view is not None and view.incarnation in self.reports and bool(self.outbox.waiting)
+        if view is None or view.incarnation not in self.reports:
+            return False
+        return self.reports[view.incarnation] in self.outbox
 
-    def _adopt_process(self, process: Process) -> None:
+    def _enlist(self, process: Process) -> None:
         self.processes[process.incarnation] = process
-        self.pids[process.pid] = process.incarnation
+        self.pids.add(process.pid)
         self.selector.register(process.pidfd, selectors.EVENT_READ, lambda: self._on_death(process))
         log.debug(
             "process.spawned", process=process.name, inc=process.incarnation, child=process.pid
@@ -374,83 +257,91 @@ class Supervisor:
     # -- messages
 
     def _on_message(self, process: Process) -> None:
-        """Read all messages of a child; births carry the pidfd of a new worker."""
-        if process.socket is None:
-            return
-        while True:
+        """Read all messages of a child."""
+        while process.socket is not None:
             try:
-                data, fds = _receive(process.socket)
+                data, fds = messages.receive(process.socket)
             except BlockingIOError:
                 return
-            except ConnectionError:
-                data, fds = b"", []
             if not data:
-                self.selector.unregister(process.socket)
-                process.socket.close()
-                process.socket = None
+                self._stop_hearing(process)
                 return
-            message = msgspec.json.decode(data)
-            kind = message.pop("kind")
-            getattr(self, f"_hear_{kind}")(process, message, fds)
+            match messages.decode_for_supervisor(data):
+                case messages.Born() as born:
+                    self._on_born(born, fds[0])
+                case messages.Ready(policies=policies):
+                    self._on_ready(process, policies)
+                case messages.Ack(incarnation=incarnation):
+                    self.reports.pop(incarnation, None)
+                case messages.Kill(task_id=task_id, token=token, cause=cause):
+                    self._kill_attempt(task_id, token, cause)
+                case messages.Down(reason=reason):
+                    log.warning("database.down", reason=reason)
+                case messages.Failed() as failed:
+                    self._on_failed(process, failed)
 
-    def _hear_born(self, server: Process, message: dict[str, Any], fds: list[int]) -> None:
-        incarnation, pid, pidfd = message["incarnation"], message["pid"], fds[0]
-        child = self.children.alive.get(incarnation)
+    def _stop_hearing(self, process: Process) -> None:
+        if process.socket is not None:
+            self.selector.unregister(process.socket)
+            process.socket.close()
+            process.socket = None
+
+    def _on_born(self, born: messages.Born, pidfd: int) -> None:
+        child = self.children.alive.get(born.incarnation)
         if child is None:
             # Given up meanwhile (spawn time-out): nobody waits for it.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
             return
-        self._adopt_process(
-            Process(Kind.WORKER, child.name, incarnation, child.index, pid, pidfd, time.monotonic())
-        )
+        self._enlist(
+            Process(
+                Kind.WORKER, child.name, child.incarnation, child.index, born.pid, pidfd,
+                time.monotonic(),
+            )
+        )  # fmt: skip
 
-    def _hear_ready(self, process: Process, message: dict[str, Any], fds: list[int]) -> None:
+    def _on_ready(self, process: Process, policies: Any) -> None:
         if process.kind is Kind.FORK_SERVER:
-            self.handlers_were_loaded = True
-            self.policies = msgspec.json.encode({"kind": "handlers", **message})
-            self._tell_steward(self.policies)
+            self.handlers = messages.encode(messages.Handlers(policies=policies))
+            self._tell_steward(self.handlers)
         self.children.became_ready(process.incarnation)
         log.info("process.ready", process=process.name, inc=process.incarnation)
 
-    def _hear_down(self, process: Process, message: dict[str, Any], fds: list[int]) -> None:
-        log.warning("database.down", **message)
-
-    def _hear_failed(self, process: Process, message: dict[str, Any], fds: list[int]) -> None:
-        """A child cannot do its work, and starting it again would not help."""
-        log.error(f"{process.kind}.failed", reason=message["message"])
-        if process.kind is Kind.FORK_SERVER and self.handlers_were_loaded:
+    def _on_failed(self, process: Process, failed: messages.Failed) -> None:
+        """A child cannot do its work: the node ends, unless these handlers were good before."""
+        log.error("process.failed", process=process.name, reason=failed.message)
+        if process.kind is Kind.FORK_SERVER and self.handlers is not None:
             return
         self.slots.header.is_stopping = True
-        self.children.fail(message.get("exit_code", EXIT_CONFIG))
-
-    def _hear_ack(self, process: Process, message: dict[str, Any], fds: list[int]) -> None:
-        self.reports.pop(message["incarnation"], None)
-
-    def _hear_kill(self, process: Process, message: dict[str, Any], fds: list[int]) -> None:
-        self._kill_attempt(message["task_id"], message["token"], Cause(message["cause"]))
+        self.children.fail(failed.exit_code)
 
     # -- the steward
 
     def _brief_steward(self) -> None:
         """Tell a new steward what its predecessor may not have written, then that this was all."""
-        self.outbox.waiting.clear()
-        if self.policies is not None:
-            self.outbox.waiting.append(self.policies)
-        self.outbox.waiting.extend(self.reports.values())
-        self.outbox.waiting.append(msgspec.json.encode({"kind": "sync"}))
+        self.outbox.clear()
+        if self.handlers is not None:
+            self.outbox.append(self.handlers)
+        self.outbox.extend(self.reports.values())
+        self.outbox.append(messages.encode(messages.Sync()))
         self._flush()
 
     def _tell_steward(self, message: bytes) -> None:
         if self._find(Kind.STEWARD) is not None:
-            self.outbox.waiting.append(message)
+            self.outbox.append(message)
             self._flush()
 
     def _flush(self) -> None:
         steward = self._find(Kind.STEWARD)
-        if steward is not None and steward.socket is not None:
-            self.outbox.flush(steward.socket)
+        if steward is None or steward.socket is None:
+            return
+        while self.outbox:
+            try:
+                steward.socket.send(self.outbox[0])
+            except OSError:
+                return  # full, or gone: it goes on, or its successor is told everything
+            self.outbox.popleft()
 
     # -- deaths
 
@@ -476,7 +367,7 @@ class Supervisor:
         if view is not None:
             healthy = healthy or has_task or view.finished_count > 0
             if has_task:
-                self._report(process, view, exit_code, signum, usage)
+                self._report(process, view, exit_code, signum, os.WCOREDUMP(status), usage)
             if not self._has_unlisted_report(process.index):
                 self.slots.clear(process.index)
         self.children.died(process.incarnation, now, exit_code=exit_code, healthy=healthy)
@@ -492,19 +383,16 @@ class Supervisor:
             attempt=view.attempt or None if view else None,
             phase=view.phase.name.lower() if view else None,
         )
-        self.strangers_at, self.strangers_until = now, now + 5.0
+        self.strangers_at, self.strangers_until = now, now + STRANGERS_SECONDS
 
     def _forget(self, process: Process) -> None:
         """Stop listening to a process, after its last words were heard."""
         self._on_message(process)
         self.selector.unregister(process.pidfd)
         os.close(process.pidfd)
-        if process.socket is not None:
-            self.selector.unregister(process.socket)
-            process.socket.close()
-            process.socket = None
+        self._stop_hearing(process)
         del self.processes[process.incarnation]
-        del self.pids[process.pid]
+        self.pids.discard(process.pid)
         if process.kind is Kind.FORK_SERVER:
             self._give_up_unborn()
 
@@ -522,48 +410,41 @@ class Supervisor:
         view: SlotView,
         exit_code: int | None,
         signum: int | None,
+        has_core: bool,
         usage: Any,
     ) -> None:
         """Make the crash report of a worker that died with a token, and list it."""
-        kill = process.kill
-        is_bystander = False
-        if kill is not None and signum == signal.SIGKILL:
-            cause = kill.cause
-            if kill.task_id and (kill.task_id, kill.token) != (view.task_id, view.token):
-                cause, is_bystander = Cause.BYSTANDER, True
-        elif signum is not None:
-            cause = Cause.CRASH
-        else:
-            cause = Cause.EXIT
+        cause, meant_for = _blame(process.killed_for, view, signum)
         started = view.started_ns
-        report = {
-            "kind": "report",
-            "incarnation": process.incarnation,
-            "slot": process.name,
-            "pid": process.pid,
-            "task_id": view.task_id,
-            "attempt": view.attempt,
-            "token": view.token,
-            "phase": view.phase.name.lower(),
-            "wall_seconds": (time.monotonic_ns() - started) / 1e9 if started else 0.0,
-            "crash": {
-                "cause": str(cause),
-                "signal": signal.Signals(signum).name if signum else None,
-                "exit_code": exit_code,
-                "core_dumped": False,
-                "phase": view.phase.name.lower(),
-                "max_rss_bytes": usage.ru_maxrss * 1024,
-                "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 6),
-                "meant_for_task": kill.task_id if kill is not None and is_bystander else None,
-            },
-        }
-        encoded = msgspec.json.encode(report)
-        self.reports[process.incarnation] = encoded
-        self._tell_steward(encoded)
+        report = messages.Report(
+            incarnation=process.incarnation,
+            slot=process.name,
+            pid=process.pid,
+            task_id=view.task_id,
+            attempt=view.attempt,
+            token=view.token,
+            phase=view.phase,
+            crash=messages.Crash(
+                cause=cause,
+                signal=signal.Signals(signum).name if signum else None,
+                exit_code=exit_code,
+                core_dumped=has_core,
+                phase=view.phase.name.lower(),
+                generation=self.slots.header.generation,
+                max_rss_bytes=usage.ru_maxrss * 1024,
+                cpu_seconds=round(usage.ru_utime + usage.ru_stime, 6),
+                user_seconds=round(usage.ru_utime, 6),
+                system_seconds=round(usage.ru_stime, 6),
+                wall_seconds=round((time.monotonic_ns() - started) / 1e9, 6) if started else 0.0,
+                meant_for_task=meant_for,
+            ),
+        )
+        self.reports[process.incarnation] = messages.encode(report)
+        self._tell_steward(self.reports[process.incarnation])
 
     # -- strangers
 
-    def _adopt(self, now: float) -> None:
+    def _end_strangers(self, now: float) -> None:
         """Deal with children that we did not start: what tasks left behind, what was moved here.
 
         Those with our marker are killed, pass after pass until none is left; those without (what
@@ -587,7 +468,7 @@ class Supervisor:
                 ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if ended is not None:
                     os.waitpid(pid, os.WNOHANG)
-                elif identity.has_marker(pid, self.run_id):
+                elif identity.has_marker(pid, self.estate.run_id):
                     os.kill(pid, signal.SIGKILL)
                     found_living = True
             except (ChildProcessError, ProcessLookupError):
@@ -599,7 +480,7 @@ class Supervisor:
 
     def _on_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.bell_fd)
+            os.eventfd_read(self.estate.bell_fd)
         for process in self.processes.values():
             if process.kind is Kind.WORKER:
                 view = self.slots.read(process.index)
@@ -650,8 +531,8 @@ class Supervisor:
             view = self.slots.read(process.index)
             if view is None or (view.task_id, view.token) != (task_id, token):
                 continue
-            if process.kill is None:
-                process.kill = Kill(cause, task_id, token)
+            if process.killed_for is None:
+                process.killed_for = Reason(cause, task_id, token)
                 log.info("attempt.killed", task_id=task_id, cause=cause, worker=process.name)
             self._kill_group(process)
 
@@ -662,8 +543,8 @@ class Supervisor:
                 self._give_up(command.incarnation)
             return
         if command.signum == signal.SIGKILL:
-            if process.kind is Kind.WORKER and process.kill is None:
-                process.kill = Kill(Cause.SHUTDOWN)
+            if process.kind is Kind.WORKER and process.killed_for is None:
+                process.killed_for = Reason(Cause.SHUTDOWN)
             log.warning("process.killed", process=process.name, inc=process.incarnation)
             self._kill_group(process)
             return
@@ -688,68 +569,31 @@ class Supervisor:
             signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
 
 
-# -- what a supervisor holds
-
-
-def _listen(bind: str) -> socket.socket:
-    host, _, port = bind.rpartition(":")
-    host = host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, int(port)))
-    except OSError as error:
-        listener.close()
+def _plan(settings: config.Settings) -> Plan:
+    slots = tuple(
+        f"{pool.name}-{number}" for pool in settings.pools for number in range(pool.processes)
+    )
+    if len(slots) > MAX_SLOTS:
         raise ConfigError(
-            f"[web] bind = {bind!r}: {error.strerror}: choose another address, or end what "
-            "listens there"
-        ) from error
-    listener.listen(128)
-    return listener
+            f"[[pool]] processes: {len(slots)} workers in all, at most {MAX_SLOTS} are possible on "
+            "one node: lower them, or start another node"
+        )
+    return Plan(
+        slots=slots,
+        has_keeper=settings.database.is_embedded,
+        has_web=bool(settings.web.bind),
+        graceful_timeout=settings.node.graceful_timeout,
+        spawn_timeout=settings.node.spawn_timeout,
+    )
 
 
-def _memory_file(content: bytes) -> int:
-    fd = os.memfd_create("orchestrator-settings", os.MFD_CLOEXEC)
-    os.write(fd, content)
-    return fd
-
-
-def _wake_pipe() -> tuple[int, int]:
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    return reader, writer
-
-
-def _run_directory() -> Path:
-    """Make the folder of this run, on memory where there is some: metrics are written often."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
-    directory = Path(tempfile.mkdtemp(prefix="orchestratord-", dir=base))
-    (directory / "metrics").mkdir(mode=0o700)
-    return directory
-
-
-def _hold_lock(settings: config.Settings, run_id: str) -> tuple[str, int]:
-    """Hold a lock that lives as long as this process: proof for a later daemon of this host.
-
-    Without a writable state directory there is none, and a later daemon waits for the beat.
-    """
-    path = config.state_directory(settings) / "nodes" / f"{run_id}.lock"
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        log.warning("lock.unavailable", path=str(path), reason=error.strerror)
-        return "", -1
-    return str(path), fd
-
-
-def _receive(from_socket: socket.socket) -> tuple[bytes, list[int]]:
-    data, ancillary, _, _ = from_socket.recvmsg(1 << 20, socket.CMSG_SPACE(4))
-    fds = array.array("i")
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    return data, list(fds)
+def _blame(
+    killed_for: Reason | None, view: SlotView, signum: int | None
+) -> tuple[Cause, int | None]:
+    """Say what a worker died of, and for which task a kill was meant that hit another."""
+    if killed_for is not None and signum == signal.SIGKILL:
+        meant_for = (killed_for.task_id, killed_for.token)
+        if killed_for.task_id and meant_for != (view.task_id, view.token):
+            return Cause.BYSTANDER, killed_for.task_id
+        return killed_for.cause, None
+    return (Cause.CRASH if signum is not None else Cause.EXIT), None

@@ -18,7 +18,7 @@ from pathlib import Path
 import uvicorn
 
 from orchestrator import __version__, logs, metrics
-from orchestrator.processes.identity import Place, arm_parent_death_signal, set_title
+from orchestrator.processes.birth import begin
 from orchestrator.web import app
 from orchestrator.web.status import Status
 
@@ -46,12 +46,7 @@ class _Server(uvicorn.Server):
 
 def main() -> None:
     """Run the web process until TERM."""
-    place = Place.here()
-    arm_parent_death_signal(place.supervisor_pid)
-    set_title("orch-web")
-    settings = place.settings()
-    logs.configure(settings.logging, identity=place.identity())
-
+    place, settings = begin()
     status = Status(
         place.slots(),
         settings,

@@ -9,7 +9,8 @@
                                           REPORT until the database has answered, then CLAIM
 
 The slot tells all others what the worker is doing, at any instruction at which it may be killed.
-An idle worker runs no SQL and wakes for nobody else's work: it waits for one byte from its pool's pipe.
+An idle worker runs no SQL and wakes for nobody else's work: it waits for one byte from its pool's
+pipe.
 Without a database it does not exit: it keeps its outcome and tries again, with jittered back-off.
 What becomes of the task of a worker that died is decided by supervisor and steward.
 """
@@ -26,8 +27,6 @@ import sys
 import time
 import traceback
 
-import msgspec
-
 from orchestrator import config, logs, metrics
 from orchestrator.db import embedded
 from orchestrator.db.connection import Backoff, Session, connect
@@ -36,6 +35,7 @@ from orchestrator.mux import Mux
 from orchestrator.outcome import Answer, Ending, Outcome
 from orchestrator.processes import identity
 from orchestrator.processes.identity import Place
+from orchestrator.processes.messages import Spawn
 from orchestrator.processes.signals import SignalInbox, forget_inherited
 from orchestrator.runner import Runner, refused
 from orchestrator.slots import Phase
@@ -44,20 +44,10 @@ from orchestrator.store.fail import fail
 from orchestrator.store.finish import finish, finish_cancelled
 from orchestrator.task import Claim
 
-EXIT_HANDLERS = 3
-
 log = logs.get("worker")
 
 
-class Birth(msgspec.Struct, frozen=True):
-    """What the supervisor asks a fork server for."""
-
-    index: int
-    name: str
-    incarnation: int
-
-
-def live(place: Place, settings: config.Settings, mux: Mux, birth: Birth) -> int:
+def live(place: Place, settings: config.Settings, mux: Mux, birth: Spawn) -> int:
     """Be a worker, from just after the fork to the exit code. Signals are blocked on entry."""
     forget_inherited()
     _await_supervisor(place.supervisor_pid)
@@ -100,7 +90,7 @@ def _await_supervisor(supervisor_pid: int) -> None:
 class Worker:
     """The loop of one worker."""
 
-    def __init__(self, place: Place, settings: config.Settings, mux: Mux, birth: Birth) -> None:
+    def __init__(self, place: Place, settings: config.Settings, mux: Mux, birth: Spawn) -> None:
         self.place = place
         self.settings = settings
         self.birth = birth
@@ -166,7 +156,7 @@ class Worker:
     # -- claim
 
     def _may_claim(self) -> bool:
-        """Tell whether the node speaks to the database, and late enough for others to wait for us."""
+        """Tell whether the node speaks to the database, and others will wait for what we claim."""
         header = self.header
         if not header.is_session_ok or not header.node_id:
             return False

@@ -3,8 +3,8 @@
 `tasks_enqueued_total` advances by ranges of ids, so that enqueues by SQL or by other programs
 count too. An id may be drawn long before its transaction commits; a range may only be counted
 when every transaction that could hold an id of it has ended. Hence two steps: remember the
-sequence's position and, after it, the next transaction id (`mark`); count up to the position once no
-transaction older than that is left (`count_enqueued`). An enqueue has its transaction id before
+sequence's position and, after it, the next transaction id (`mark`); count up to the position once
+no transaction older than that is left (`count_enqueued`). An enqueue has its transaction id before
 it draws task ids, which is what makes the order hold.
 """
 

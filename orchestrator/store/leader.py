@@ -5,13 +5,8 @@ from __future__ import annotations
 from orchestrator.db.connection import Session
 
 
-def lock_leader(session: Session) -> bool:
-    """Try to take the leader's lock; it lasts as long as the session."""
-    return bool(session.value("lock_leader"))
-
-
 def take_lead(session: Session, *, holder: int, node: int | None) -> int:
-    """Write who leads; return the new term. Only after `lock_leader`."""
+    """Write who leads; return the new term. Only with the lock."""
     return int(session.value("take_lead", holder=holder, node=node))
 
 

@@ -67,21 +67,16 @@ def alive(session: Session) -> list[Any]:
     return session.all("alive_nodes")
 
 
-def lock(session: Session, *, node: int) -> bool:
-    """Take the node's session lock, which says that its steward is connected."""
-    return bool(session.value("lock_node", node=node))
+def lock(session: Session, *, purpose: str, number: int = 0) -> bool:
+    """Try to take an advisory lock of this schema; it lasts as long as the session.
+
+    "node" (by node id) says that a node's steward is connected, "single" that a node is alone,
+    "leader" that somebody leads.
+    """
+    return bool(session.value("lock", purpose=purpose, number=number))
 
 
-def lock_single(session: Session) -> bool:
-    """Take the schema-wide lock of a node that is alone."""
-    return bool(session.value("lock_single"))
-
-
-def unlock_single(session: Session) -> None:
-    session.all("unlock_single")
-
-
-def terminate_holder(session: Session, *, purpose: str, number: int) -> int:
+def terminate_holder(session: Session, *, purpose: str, number: int = 0) -> int:
     """Terminate the backends that hold an advisory lock of this schema; return how many.
 
     Found in pg_locks: a remembered backend pid may be another's by now.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -290,13 +291,17 @@ def test_it_dies_with_its_supervisor(web: Web, tmp_path: Path) -> None:
     )
     assert supervisor.stdout is not None
     pid = int(supervisor.stdout.readline())
-    assert web.get("/livez")[0] == 200
+    try:
+        assert web.get("/livez")[0] == 200
 
-    supervisor.kill()
-    supervisor.wait()
-    supervisor.stdout.close()
+        supervisor.kill()
+        supervisor.wait()
 
-    assert eventually(lambda: has_ended(pid), timeout=5)
+        assert eventually(lambda: has_ended(pid), timeout=5)
+    finally:
+        supervisor.stdout.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def has_ended(pid: int) -> bool:
@@ -321,6 +326,7 @@ def work_and_be_killed(slot: str) -> None:
     os.waitpid(pid, 0)
 
 
+@pytest.mark.slow
 def test_a_scrape_stays_quick_and_exact_after_500_deaths(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:

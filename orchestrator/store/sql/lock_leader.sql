@@ -1,1 +1,0 @@
-select pg_try_advisory_lock({schema}.lock_key('leader'), 0)
