@@ -91,6 +91,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
     `payload` and `headers` are JSON text. `timeout` is the task's own, in seconds, None when
     the handler decides. `failures`, `crashes` and `losses` are what was charged before.
+    `waited_seconds` counts from when the task was first due.
     """
 
     task_id: int
@@ -108,3 +109,4 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     losses: int
     is_alone: bool
     created_at: datetime
+    waited_seconds: float = 0.0

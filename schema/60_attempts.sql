@@ -21,7 +21,8 @@ create function claim(
 ) returns table (
     task_id bigint, attempt int, type text, queue text, priority smallint, payload text,
     headers text, max_attempts smallint, timeout_seconds double precision, failures smallint,
-    crashes smallint, losses smallint, alone boolean, created_at timestamptz
+    crashes smallint, losses smallint, alone boolean, created_at timestamptz,
+    waited_seconds double precision
 )
 language plpgsql
 set search_path from current
@@ -106,7 +107,8 @@ begin
     return query
         select r.id, r.attempt, ty.name, q.name, r.priority, b.payload::text, b.headers::text,
                b.max_attempts, b.timeout_seconds, r.failures, r.crashes, r.losses, r.alone,
-               b.created_at
+               b.created_at,
+               extract(epoch from r.claimed_at - b.run_at)::double precision
         from running r
         join task b on b.id = r.id
         join type ty on ty.id = r.type

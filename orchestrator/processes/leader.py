@@ -50,6 +50,9 @@ class Leader:
         metrics.set_identity("leader")
         self.inbox = SignalInbox(PASSED_SIGNALS)
         self.header = self.place.slots().header
+        self.count = Count(self.settings, self.place.run_directory)
+        # What a predecessor that was killed could not take back.
+        self._step_down()
         self.is_stopping = False
 
     def run(self) -> None:
@@ -69,8 +72,12 @@ class Leader:
             except DatabaseUnavailable as error:
                 self._complain(backoff, error)
             finally:
-                self.header.is_leader = False
+                self._step_down()
                 session.close()
+
+    def _step_down(self) -> None:
+        self.header.is_leader = False
+        self.count.forget()
 
     def _connect(self) -> Session:
         database = self.settings.database
@@ -116,31 +123,28 @@ class Leader:
         """Do the duties in the order of their times, renewing the term in between."""
         holder = secrets.randbits(62) + 1
         term = leader.take_lead(session, holder=holder, node=self.header.node_id or None)
-        self.header.is_leader = True
         log.info("leader.elected", term=term)
-        count = Count(self.settings, self.place.run_directory)
+        self._do(self.count, session)  # figures of its own, before it shows any
+        self.header.is_leader = True
         duties: list[Duty] = [
-            Promote(self.settings), Rescue(self.settings), count, Prune(self.settings),
+            Promote(self.settings), Rescue(self.settings), self.count, Prune(self.settings),
         ]  # fmt: skip
         renew_every = self.settings.leader.term / 5
         renew_at = time.monotonic() + renew_every
         queue = [(time.monotonic(), number) for number in range(len(duties))]
-        try:
-            while not self.is_stopping:
-                at, number = queue[0]
-                self._wait(min(at, renew_at) - time.monotonic())
-                now = time.monotonic()
-                if now >= renew_at:
-                    if not leader.renew_lead(session, holder=holder, term=term):
-                        log.warning("leader.replaced", term=term)
-                        return
-                    renew_at = now + renew_every
-                if now >= at and not self.is_stopping:
-                    heapq.heapreplace(queue, (now + self._do(duties[number], session), number))
-            leader.resign_lead(session, holder=holder)
-            log.info("leader.resigned", term=term)
-        finally:
-            count.forget()
+        while not self.is_stopping:
+            at, number = queue[0]
+            self._wait(min(at, renew_at) - time.monotonic())
+            now = time.monotonic()
+            if now >= renew_at:
+                if not leader.renew_lead(session, holder=holder, term=term):
+                    log.warning("leader.replaced", term=term)
+                    return
+                renew_at = now + renew_every
+            if now >= at and not self.is_stopping:
+                heapq.heapreplace(queue, (now + self._do(duties[number], session), number))
+        leader.resign_lead(session, holder=holder)
+        log.info("leader.resigned", term=term)
 
     def _do(self, duty: Duty, session: Session) -> float:
         try:

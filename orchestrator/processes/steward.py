@@ -201,6 +201,7 @@ class Steward:
             match messages.decode_for_steward(data):
                 case messages.Handlers(policies=policies):
                     self.policies = policies
+                    metrics.announce(self.patterns)
                     self._describe()
                 case Report() as report:
                     self.reports[report.incarnation] = report

@@ -370,6 +370,8 @@ class Supervisor:
                 self._report(process, view, exit_code, signum, os.WCOREDUMP(status), usage)
             if not self._has_unlisted_report(process.index):
                 self.slots.clear(process.index)
+        if process.kind is Kind.LEADER:
+            self.slots.header.is_leader = False
         self.children.died(process.incarnation, now, exit_code=exit_code, healthy=healthy)
         is_planned = exit_code == 0 or self.children.stage >= Stage.DRAIN
         (log.debug if is_planned else log.warning)(

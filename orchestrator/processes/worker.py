@@ -200,6 +200,9 @@ class Worker:
             self.slot.publish(Phase.IDLE)
             return []
         metrics.claimed(time.monotonic() - began, len(claims))
+        for claimed in claims:
+            if claimed.attempt == 1:
+                metrics.waited(claimed.queue, claimed.waited_seconds)
         return claims
 
     def _idle(self) -> None:

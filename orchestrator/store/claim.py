@@ -58,6 +58,7 @@ def claim(
             losses=row.losses,
             is_alone=row.alone,
             created_at=row.created_at,
+            waited_seconds=row.waited_seconds,
         )
         for row in rows
     ]

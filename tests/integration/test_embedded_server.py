@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from support import eventually
+from tests.support import eventually
 
 from orchestrator import config
 from orchestrator.db import accounts, embedded, programs
