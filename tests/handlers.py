@@ -18,13 +18,14 @@ mux = Mux()
 
 @mux.handler("sleep")
 def sleep(ctx: Context[Any], payload: dict[str, Any]) -> dict[str, Any]:
-    """Sleep in small steps; record start and end where `ledger` names a file."""
+    """Sleep in small steps, `then` seconds after the first attempt; record where asked to."""
+    seconds = payload["seconds"] if ctx.attempt == 1 else payload.get("then", payload["seconds"])
     _record(payload, f"start {ctx.task_id} {ctx.attempt} {os.getpid()}")
-    deadline = time.monotonic() + payload["seconds"]
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(0.01)
     _record(payload, f"end {ctx.task_id} {ctx.attempt} {os.getpid()}")
-    return {"slept": payload["seconds"]}
+    return {"slept": seconds}
 
 
 @mux.handler("burn")

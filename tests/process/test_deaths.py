@@ -40,7 +40,7 @@ def worker_running(client: Client, task: Task) -> int:
 def test_killed_worker_gives_its_attempt_the_signal_and_the_task_runs_again(
     node: Node, client: Client
 ) -> None:
-    task = client.enqueue("sleep", {"seconds": 1})
+    task = client.enqueue("sleep", {"seconds": 60, "then": 0})
     victim = worker_running(client, task)
 
     os.kill(victim, signal.SIGKILL)
@@ -78,7 +78,8 @@ def test_exit_code_of_a_worker_that_left_is_in_the_report(node: Node, client: Cl
 
 
 def test_neighbour_of_a_killed_worker_finishes_undisturbed(node: Node, client: Client) -> None:
-    first, second = (client.enqueue("sleep", {"seconds": 1}) for _ in range(2))
+    first = client.enqueue("sleep", {"seconds": 60, "then": 0})
+    second = client.enqueue("sleep", {"seconds": 3})
     victim = worker_running(client, first)
     worker_running(client, second)
 
@@ -148,7 +149,7 @@ def test_daemonised_grandchild_of_a_killed_worker_is_killed_by_the_supervisor(
 
 
 def test_crash_while_the_steward_is_away_is_written_by_the_next(node: Node, client: Client) -> None:
-    task = client.enqueue("sleep", {"seconds": 1})
+    task = client.enqueue("sleep", {"seconds": 60, "then": 0})
     victim = worker_running(client, task)
     steward = node.child("steward")
 

@@ -112,7 +112,7 @@ class Supervisor:
                 keeper.kill()
             keeper.wait()
         eventually(lambda: not self.is_locked(), timeout=20)
-        self.slots.close()
+        os.close(self.slots.fd)
         self.socket.close()
         for fd in (self.settings_fd, self.life_reader, self.life_writer):
             if fd >= 0:
