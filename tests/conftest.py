@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +46,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid}: a unit test must not use a database")
 
 
+def _public_folder() -> Path:
+    # Not pytest's own: root's is closed to the user that the server is dropped to, and the path
+    # of a socket must be short.
+    folder = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp"))
+    folder.chmod(0o755)
+    return folder
+
+
 @dataclass(frozen=True)
 class RunningServer:
     """The server of this test run, in the shape that `postgresql_noproc` reads."""
@@ -65,10 +74,7 @@ class RunningServer:
 @pytest.fixture(scope="session")
 def pg_server() -> Iterator[RunningServer]:
     """Run a PostgreSQL without fsync, for as long as the tests run."""
-    # Not pytest's own folder: root's is closed to the user that the server is dropped to, and a
-    # socket's path must be short.
-    state = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp"))
-    state.chmod(0o755)
+    state = _public_folder()
     server = embedded.Server(
         embedded.Layout(state),
         parameters={"max_connections": "300", "log_min_duration_statement": "5s"},
@@ -134,3 +140,31 @@ def session(dsn: str) -> Iterator[Session]:
     opened = connect(dsn, schema=SCHEMA, application_name="tests")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """Give an empty state directory for an embedded server of the test's own."""
+    folder = _public_folder()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def _made_pgdata() -> Iterator[Path]:
+    folder = _public_folder()
+    server = embedded.Server(embedded.Layout(folder), is_safe=False)
+    try:
+        assert server.lock("tests")
+        server.initialise()
+        yield server.data
+    finally:
+        server.unlock()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def pgdata(state: Path, _made_pgdata: Path) -> Path:
+    """Put a data directory into `state`: a copy, in a fifth of the time of making one."""
+    subprocess.run(["cp", "-a", str(_made_pgdata), str(state)], check=True)
+    return state / _made_pgdata.name

@@ -363,10 +363,10 @@ class Supervisor:
         exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         signum = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         healthy = now - process.spawned_at >= HEALTHY_SECONDS
-        has_task = view is not None and view.phase >= Phase.CLAIM
         if view is not None:
-            healthy = healthy or has_task or view.finished_count > 0
-            if has_task:
+            # A death during user code is the task's; one during a claim is the worker's own.
+            healthy = healthy or view.is_busy or view.finished_count > 0
+            if view.phase >= Phase.CLAIM:
                 self._report(process, view, exit_code, signum, os.WCOREDUMP(status), usage)
             if not self._has_unlisted_report(process.index):
                 self.slots.clear(process.index)

@@ -16,25 +16,16 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from tests.support import eventually
 
 from orchestrator import config
 from orchestrator.db import accounts, embedded, programs
 from orchestrator.db.embedded import Server
 from orchestrator.db.layout import Layout, Lock
 from orchestrator.errors import ConfigError, DatabaseUnavailable
+from tests.support import eventually
 
 is_root = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not is_root, reason="only root can set this up")
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    """Give a state directory with a short path that every user can enter."""
-    folder = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 MakeServer = Callable[..., Server]
@@ -58,19 +49,6 @@ def make_server(state: Path) -> Iterator[MakeServer]:
         server.unlock()
 
 
-@pytest.fixture(scope="session")
-def pgdata() -> Iterator[Path]:
-    """Give a data directory to be copied, which takes a fifth of the time of making one."""
-    folder = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp"))
-    folder.chmod(0o755)
-    server = Server(Layout(folder), is_safe=False)
-    assert server.lock("tests")
-    server.initialise()
-    yield server.data
-    server.unlock()
-    shutil.rmtree(folder)
-
-
 def started(server: Server) -> Server:
     server.initialise()
     server.start()
@@ -79,13 +57,7 @@ def started(server: Server) -> Server:
 
 
 @pytest.fixture
-def copied(state: Path, pgdata: Path) -> None:
-    """Put a data directory into the state directory."""
-    subprocess.run(["cp", "-a", str(pgdata), str(state)], check=True)
-
-
-@pytest.fixture
-def server(make_server: MakeServer, copied: None) -> Server:
+def server(make_server: MakeServer, pgdata: Path) -> Server:
     """Give a server that takes connections."""
     return started(make_server())
 
@@ -220,7 +192,7 @@ def test_nothing_of_the_callers_environment_reaches_the_server(
 
 
 def test_a_killed_server_is_started_again_with_all_that_was_committed(
-    make_server: MakeServer, copied: None
+    make_server: MakeServer, pgdata: Path
 ) -> None:
     server = started(make_server(is_safe=True))
     query(server.layout.url(), "create table kept as select 42 as answer")
@@ -254,7 +226,7 @@ def test_stopping_does_not_wait_for_open_transactions(server: Server) -> None:
     connection.close()
 
 
-def test_the_server_shuts_down_when_its_starter_is_killed(state: Path, copied: None) -> None:
+def test_the_server_shuts_down_when_its_starter_is_killed(state: Path, pgdata: Path) -> None:
     starter = run_python(START, state)
     assert starter.stdout is not None
     pid = int(starter.stdout.readline())
@@ -267,7 +239,7 @@ def test_the_server_shuts_down_when_its_starter_is_killed(state: Path, copied: N
 
 
 def test_the_lock_is_taken_until_the_server_of_a_killed_starter_is_gone(
-    state: Path, copied: None
+    state: Path, pgdata: Path
 ) -> None:
     starter = run_python(START, state)
     assert starter.stdout is not None
@@ -294,7 +266,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_a_left_over_pid_file_that_names_a_living_process_is_no_obstacle(
-    make_server: MakeServer, copied: None
+    make_server: MakeServer, pgdata: Path
 ) -> None:
     server = make_server()
     server.initialise()
@@ -345,7 +317,7 @@ def test_a_command_starts_the_server_for_its_own_duration(state: Path) -> None:
 
 
 def test_a_command_uses_a_running_keepers_server_and_leaves_it_alone(
-    state: Path, copied: None
+    state: Path, pgdata: Path
 ) -> None:
     keeper = run_python(START, state)
     assert keeper.stdout is not None
@@ -361,7 +333,7 @@ def test_a_command_uses_a_running_keepers_server_and_leaves_it_alone(
     eventually(lambda: not is_running(pid))
 
 
-def test_commands_that_start_the_server_take_turns(state: Path, copied: None) -> None:
+def test_commands_that_start_the_server_take_turns(state: Path, pgdata: Path) -> None:
     code = """
 import psycopg2
 with embedded.serving(settings) as url:

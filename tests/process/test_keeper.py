@@ -6,12 +6,10 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,16 +125,8 @@ class Supervisor:
 
 
 @pytest.fixture
-def state() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def supervisor(state: Path) -> Iterator[Supervisor]:
-    """Give a supervisor whose keeper was just started."""
+def supervisor(state: Path, pgdata: Path) -> Iterator[Supervisor]:
+    """Give a supervisor whose keeper was just started on a database that exists."""
     supervisor = Supervisor(state)
     yield supervisor
     supervisor.close()
@@ -150,12 +140,15 @@ def answers(settings: config.Settings) -> bool:
     return True
 
 
-def test_a_keeper_says_ready_when_the_database_takes_connections(supervisor: Supervisor) -> None:
+def test_a_keeper_says_ready_when_the_new_database_takes_connections(state: Path) -> None:
+    supervisor = Supervisor(state)
+
     message = supervisor.hear()
 
     assert message == {"kind": "ready"}
     assert answers(supervisor.settings)
     assert supervisor.events() == ["database.created", "server.ready"]
+    supervisor.close()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])
@@ -250,7 +243,7 @@ def test_a_keeper_that_waits_for_the_lock_stops_when_its_supervisor_dies(state: 
     supervisor.close()
 
 
-def test_a_keeper_waits_for_the_lock_of_a_command(state: Path) -> None:
+def test_a_keeper_waits_for_the_lock_of_a_command(state: Path, pgdata: Path) -> None:
     lock = Lock(Layout(state).lock)
     assert lock.acquire("command")
     supervisor = Supervisor(state)
@@ -310,7 +303,7 @@ def test_a_server_that_never_ran_fails_after_three_tries(supervisor: Supervisor)
     assert supervisor.events().count("server.ended") == 2
 
 
-def test_the_server_of_a_node_that_has_worked_is_tried_for_ever(state: Path) -> None:
+def test_the_server_of_a_node_that_has_worked_is_tried_for_ever(state: Path, pgdata: Path) -> None:
     supervisor = Supervisor(state, has_run_before=True)
     supervisor.hear()
     configuration = break_configuration(state)

@@ -164,6 +164,29 @@ def test_attempt_that_does_not_succeed_enqueues_nothing(error: BaseException) ->
     assert run(handler).enqueues == []
 
 
+def test_what_an_async_handler_left_running_is_cancelled_when_the_worker_ends() -> None:
+    notes: list[str] = []
+    mux = Mux()
+    leftovers: list[Any] = []
+
+    async def linger() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            notes.append("cancelled")
+
+    @mux.handler("a")
+    async def handler(ctx: Context[Any], payload: Any) -> None:
+        leftovers.append(asyncio.ensure_future(linger()))
+        await asyncio.sleep(0)
+
+    with Runner(mux, defaults=DEFAULTS) as runner:
+        runner.run(claim())
+        notes.append("run")
+
+    assert notes == ["run", "cancelled"]
+
+
 # -- failure ---------------------------------------------------------------------------------
 
 
