@@ -61,7 +61,7 @@ class Duration(Rule):
         example = ' write "500ms", "30s", "1m" or "7d"'
         if self.word is not None:
             example += f', or "{self.word}" for no limit'
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if not isinstance(value, str | int | float):
             raise Broken(f"must be a duration:{example}")
         try:
             number = seconds(value)

@@ -54,8 +54,6 @@ def _group_directories(root: Path) -> Iterator[tuple[Path, bool]]:
         except ValueError:
             # A container's mount shows another part of the tree: its top is our group.
             below = PurePosixPath()
-        if ".." in below.parts:
-            below = PurePosixPath()
         top = root / mount.point.relative_to("/")
         for depth in range(len(below.parts), -1, -1):
             yield top.joinpath(*below.parts[:depth]), mount.is_version_2

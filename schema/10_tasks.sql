@@ -16,6 +16,9 @@ create table queue (
     constraint queue_name check (name ~ '^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,199}$')
 );
 
+-- There from the start, so that no first enqueue has to wait for another's transaction.
+insert into queue (name) values ('default');
+
 create table type (
     id         int generated always as identity primary key,
     name       text not null unique,

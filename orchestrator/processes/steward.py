@@ -113,6 +113,7 @@ class Steward:
         self.is_stopping = False
         self.is_orphaned = False
         self.holds_sleep_lock = False
+        self.may_have_more = False
         self.beat_at = self.poll_at = self.reconcile_at = 0.0
         self.selector = selectors.DefaultSelector()
         for source in (self.inbox, self.place.life_fd, self.supervisor, self.place.idle_fd):
@@ -330,13 +331,9 @@ class Steward:
         return True
 
     def _on_idle(self) -> None:
-        """A worker went idle: ask clients to ring, and look once more after that."""
-        if self.session is not None and not self.holds_sleep_lock:
-            session = self.session
-            self._try(lambda: doorbell.hold_sleep_lock(session))
-            if self.session is not None:
-                self.holds_sleep_lock = True
-                self.poll_at = 0.0
+        """A worker went idle: look for work that found nobody idle before."""
+        if self.may_have_more or not self.holds_sleep_lock:
+            self.poll_at = 0.0
 
     def _poll(self) -> None:
         """Wake as many idle workers of each pool as there are ready tasks for it."""
@@ -353,12 +350,17 @@ class Steward:
             doorbell.drop_sleep_lock(session)
             self.holds_sleep_lock = False
         elif idle and not self.holds_sleep_lock:
+            # Clients ring from now on; what they enqueued before is seen below.
             doorbell.hold_sleep_lock(session)
             self.holds_sleep_lock = True
+        self.may_have_more = False
         for pool in self.settings.pools:
             count = idle.get(pool.name, 0)
-            if count:
-                self._wake(pool, poll(session, queues=pool.queues, limit=count))
+            wanted = poll(session, queues=pool.queues, limit=count) if count else 0
+            self._wake(pool, wanted)
+            if wanted == count:
+                # As many as are idle, or nobody is: who goes idle next must look again.
+                self.may_have_more = True
 
     def _wake(self, pool: config.PoolSettings, wanted: int) -> None:
         """Write one byte per task into the pool's pipe, less those not yet read.

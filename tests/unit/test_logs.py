@@ -19,6 +19,7 @@ import pytest
 
 from orchestrator import logs
 from orchestrator.config import LoggingSettings
+from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
 IDENTITY = "worker=cpu-0 gen=1 pid=4711"
@@ -357,6 +358,18 @@ def test_cycle_still_gives_a_line(stream: Stream, configure: Configure) -> None:
     assert stream.objects()[0]["event"] == "task.claimed"
 
 
+@pytest.mark.parametrize("format", ["console", "json"])
+def test_mistake_in_a_call_does_not_end_its_caller(
+    stream: Stream, configure: Configure, format: str
+) -> None:
+    configure(format=format)
+
+    logs.get("worker").info(3)  # type: ignore[arg-type]
+    logs.get("worker").info("worker.started")
+
+    assert "worker.started" in stream.lines()[-1]
+
+
 def test_closed_stream_is_survived(configure: Configure) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -435,6 +448,7 @@ def test_patient_process_waits_for_its_reader() -> None:
                 logs.get("steward").info("beat.sent", number=number, filler="x" * 300)
         finally:
             os._exit(0)
+    eventually(lambda: not select.select([], [writing], [], 0)[1], message="the pipe is not full")
     os.close(writing)
     with os.fdopen(reading) as file:
         numbers = [json.loads(line)["number"] for line in file]
@@ -457,11 +471,12 @@ FLOOD = """
 import os
 from orchestrator import logs
 from orchestrator.config import LoggingSettings
+from tests.support import eventually
 fd = logs.nonblocking_stderr()
 logs.configure(LoggingSettings(format="json"), identity="supervisor", stream_fd=fd)
 for number in range(3000):
     logs.get("supervisor").info("child.exited", number=number, filler="x" * 200)
-print(os.get_blocking(2), os.get_inheritable(fd), flush=True)
+print("2 blocks:", os.get_blocking(2), "ours blocks:", os.get_blocking(fd), flush=True)
 """
 
 
@@ -487,7 +502,7 @@ def test_full_pipe_does_not_stop_the_process_and_stays_blocking_for_others() -> 
 
     os.close(reading)
     os.close(writing)
-    assert printed == "True False"
+    assert printed == "2 blocks: True ours blocks: False"
 
 
 def test_full_socket_does_not_stop_the_process() -> None:
@@ -497,7 +512,7 @@ def test_full_socket_does_not_stop_the_process() -> None:
         printed = flood(theirs.fileno())
         received = ours.recv(1 << 20)
 
-    assert printed == "True False"
+    assert printed == "2 blocks: True ours blocks: True"
     assert received.startswith(b'{"ts":')
 
 
@@ -524,7 +539,7 @@ def test_full_pipe_of_another_user_does_not_stop_the_process() -> None:
 
     os.close(reading)
     os.close(writing)
-    assert (done.returncode, done.stdout.strip()) == (0, "True False")
+    assert (done.returncode, done.stdout.strip()) == (0, "2 blocks: True ours blocks: True")
 
 
 def test_file_shared_with_children_keeps_the_lines_of_both(tmp_path: Path) -> None:
