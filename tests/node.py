@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,13 +39,17 @@ QUICK = {
 
 @dataclass
 class Node:
-    """One daemon. `settings` are dotted keys; values are TOML without quotes for durations."""
+    """One daemon. `settings` are dotted keys; values are TOML without quotes for durations.
+
+    `pools` is TOML in place of the one pool `cpu`; `processes` is then their number in all.
+    """
 
     dsn: str
     directory: Path
     processes: int = 2
     settings: dict[str, str] = field(default_factory=dict)
-    handlers: str = "tests.handlers"
+    handlers: tuple[str, ...] = ("tests.handlers",)
+    pools: str = ""
     name: str = "node"
     process: subprocess.Popen[bytes] | None = None
 
@@ -80,9 +88,8 @@ class Node:
             lines.append(f"[{section}]")
             lines.extend(f"{name} = {_toml(value)}" for name, value in content.items())
             if section == "handlers":
-                lines.append(f'path = ["{ROOT}"]\nmodules = ["{self.handlers}"]')
-        if "pool" not in values:
-            lines.append(f'[[pool]]\nname = "cpu"\nprocesses = {self.processes}')
+                lines.append(f'path = ["{ROOT}"]\nmodules = {json.dumps(self.handlers)}')
+        lines.append(self.pools or f'[[pool]]\nname = "cpu"\nprocesses = {self.processes}')
         path = self.directory / "orchestrator.toml"
         path.write_text("\n".join(lines) + "\n")
         return path
@@ -119,7 +126,31 @@ class Node:
     @property
     def run_id(self) -> str:
         """The marker of its processes (of the last start)."""
-        return str(eventually(lambda: self.events("supervisor.started"))[-1]["run"])
+
+        def started() -> list[dict[str, Any]]:
+            mine = f"supervisor pid={self.pid}"
+            return [e for e in self.events("supervisor.started") if e["identity"] == mine]
+
+        return str(eventually(started)[-1]["run"])
+
+    def fetch(self, path: str) -> tuple[int, str]:
+        """Get a page of its web process: status and text; (0, reason) when nobody answers."""
+        try:
+            with urllib.request.urlopen(
+                f"http://{self.settings['web.bind']}{path}", timeout=5
+            ) as page:
+                return int(page.status), page.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def metric(self, name: str) -> float:
+        """Scrape it; return the sum of all samples of one metric, 0 where there is none."""
+        status, text = self.fetch("/metrics")
+        assert status == 200, text
+        samples = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M)
+        return sum(float(sample) for sample in samples)
 
     # -- its processes
 
@@ -135,9 +166,9 @@ class Node:
         """Return slot -> pid of the workers that are born, as the kernel sees them."""
         found = {}
         for pid in _children(self.pid):
-            title = _title(pid)
-            if title.startswith("orc-cpu-"):
-                found[title.removeprefix("orc-")] = pid
+            slot = re.fullmatch(r"orc-(.+-\d+)", _title(pid))
+            if slot:
+                found[slot[1]] = pid
         return found
 
     def child(self, kind: str) -> int:
@@ -147,6 +178,12 @@ class Node:
             return next((p for p in _children(self.pid) if _title(p) == f"orc-{kind}"), None)
 
         return eventually(found)
+
+    def signal_all(self, signum: int) -> None:
+        """Send a signal to every process, the supervisor first (it replaces what is missing)."""
+        for pid in [self.pid, *self.pids()]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
 
     # -- its end
 
@@ -160,14 +197,17 @@ class Node:
         """Make sure that nothing of it is left, whatever the test did."""
         if self.process is None:
             return
-        run_id = self.run_id
-        for pid in [self.pid, *[pid for pid in all_pids() if has_marker(pid, run_id)]]:
-            for signum in (signal.SIGCONT, signal.SIGKILL):
-                try:
-                    os.kill(pid, signum)
-                except ProcessLookupError:
-                    break
+        eventually(lambda: self.process.poll() is not None or self._runs())
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        runs = self._runs()
+        for pid in [pid for pid in all_pids() if any(has_marker(pid, run) for run in runs)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait(10)
+
+    def _runs(self) -> list[str]:
+        return [event["run"] for event in self.events("supervisor.started")]
 
 
 @contextmanager
@@ -178,6 +218,14 @@ def running(dsn: str, directory: Path, **fields: Any) -> Iterator[Node]:
         yield node.start()
     finally:
         node.kill_everything()
+
+
+def free_address() -> str:
+    """Return a loopback address whose port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        host, port = probe.getsockname()
+    return f"{host}:{port}"
 
 
 def client(dsn: str) -> Client:

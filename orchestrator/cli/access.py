@@ -19,14 +19,19 @@ from orchestrator.db.connection import Session, connect
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_FORMAT = f"{__name__}.format"
+
 
 class Access:
     """The settings and connections of one invocation; closed with its click context."""
 
     def __init__(self, context: click.Context, path: str | None) -> None:
-        self.format = Format.TABLE
         self._context = context
         self._path = path
+
+    @property
+    def format(self) -> Format:
+        return Format(self._context.meta.get(_FORMAT, Format.TABLE))
 
     @cached_property
     def settings(self) -> Settings:
@@ -78,7 +83,8 @@ class Access:
 
 def _set_format(context: click.Context, _: click.Parameter, value: str | None) -> None:
     if value is not None:
-        context.find_root().obj.format = Format(value)
+        # Shared by a context and those below it.
+        context.meta[_FORMAT] = value
 
 
 def output_option(command: F) -> F:

@@ -36,6 +36,7 @@ def main(context: click.Context, path: str | None) -> None:
     Exit codes: 0 done, 1 what was asked for failed, 2 usage, 69 database not available,
     78 configuration error.
     """
+    context.obj = Access(context, path)
 
 
 for command in (

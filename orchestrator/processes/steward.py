@@ -440,8 +440,10 @@ class Steward:
         protected.update(report.token for report in self.reports.values())
         orphans = [(row.id, row.token) for row in rows if row.token not in protected]
         if orphans:
+            # Most have just been finished by a worker that is at its next claim by now.
             released = release(session, orphans)
-            log.warning("tasks.reconciled", released=released)
+            if released:
+                log.warning("tasks.reconciled", released=released)
         known = {(row.id, row.token) for row in rows}
         for view in views:
             attempt = (view.task_id, view.token)
