@@ -14,6 +14,14 @@ from typing import Any
 from orchestrator import Context, Dead, Mux, Retry, Snooze
 
 mux = Mux()
+# Of nodes that are started with `tests.handlers:late` as well: for the others, a type without
+# handler.
+late = Mux()
+
+
+@late.handler("late")
+def come_late(ctx: Context[Any], payload: dict[str, Any]) -> int:
+    return ctx.attempt
 
 
 @mux.handler("sleep")
@@ -30,11 +38,13 @@ def sleep(ctx: Context[Any], payload: dict[str, Any]) -> dict[str, Any]:
 
 @mux.handler("burn")
 def burn(ctx: Context[Any], payload: dict[str, Any]) -> int:
-    """Burn CPU for some milliseconds."""
+    """Burn CPU for some milliseconds; record start and end where `ledger` names a file."""
+    _record(payload, f"start {ctx.task_id} {ctx.attempt} {os.getpid()}")
     deadline = time.process_time() + payload["milliseconds"] / 1000
     rounds = 0
     while time.process_time() < deadline:
         rounds += 1
+    _record(payload, f"end {ctx.task_id} {ctx.attempt} {os.getpid()}")
     return rounds
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from orchestrator import __version__
-from orchestrator.cli.access import output_option
+from orchestrator.cli.access import Access, output_option
 from orchestrator.cli.dead import dead
 from orchestrator.cli.failures import Group
 from orchestrator.cli.health import health

@@ -14,7 +14,7 @@ from orchestrator.cli.output import Format
 from orchestrator.cli.tasks import show_tasks
 from orchestrator.store import tasks as stored
 from orchestrator.store.dead import dead as dead_ids
-from orchestrator.task import State
+from orchestrator.task import State, Task
 
 _BATCH = 500
 
@@ -31,7 +31,7 @@ def dead() -> None:
 @click.option("--before", type=int, metavar="ID", help="Go on after a page that ended with ID.")
 @output_option
 @click.pass_obj
-def list_dead(access: Access, limit: int, **filters: Any) -> None:
+def list_dead(access: Access, /, limit: int, **filters: Any) -> None:
     """List dead tasks, newest first."""
     found = stored.page(
         access.session,
@@ -70,6 +70,7 @@ def redrive(
     if not is_all and (type or queue or limit):
         raise click.UsageError("--type, --queue and --limit need --all")
     chosen = islice(_dead(access, type, queue), limit) if is_all else iter(ids)
+    done: list[Task[Any]]
     done, failures = each(chosen, access.client.redrive)
     show_tasks(access, done, empty="nothing was redriven")
     failures.raise_any()

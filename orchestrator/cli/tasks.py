@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
 from typing import Any
 
@@ -39,6 +40,7 @@ COLUMNS = ("id", "type", "queue", "state", "priority", "attempt", "created_at", 
 @click.pass_obj
 def enqueue(
     access: Access,
+    /,
     type: str,
     payload: str,
     run_at: str | None,
@@ -53,7 +55,7 @@ def enqueue(
     """
     if wait_timeout is not None and not wait:
         raise click.UsageError("--wait-timeout needs --wait")
-    text = click.get_text_stream("stdin").read() if payload == "-" else payload
+    text = sys.stdin.read() if payload == "-" else payload
     if wait:
         _refuse_to_wait_for_nobody(access)
     limit = None if wait_timeout is None else _duration("--wait-timeout", wait_timeout)
@@ -128,7 +130,7 @@ def task() -> None:
 @click.option("--before", type=int, metavar="ID", help="Go on after a page that ended with ID.")
 @output_option
 @click.pass_obj
-def list_tasks(access: Access, states: tuple[str, ...], limit: int, **filters: Any) -> None:
+def list_tasks(access: Access, /, states: tuple[str, ...], limit: int, **filters: Any) -> None:
     """List tasks, newest first."""
     found = stored.page(
         access.session,
@@ -155,6 +157,7 @@ def show_command(access: Access, ids: tuple[int, ...]) -> None:
 
     JSON is an object for one ID and a list for several.
     """
+    found: list[Task[Any]]
     found, failures = each(ids, access.client.get)
     if access.format is Format.JSON:
         shapes = [task_json(task) for task in found]
@@ -180,6 +183,7 @@ def cancel(access: Access, ids: tuple[int, ...]) -> None:
     Waiting ones are cancelled at once. A running one is flagged and ends as cancelled, unless it
     succeeds first.
     """
+    found: list[Task[Any]]
     found, failures = each(ids, access.client.cancel)
     show_tasks(access, found, empty="")
     for task in found:
