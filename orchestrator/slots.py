@@ -42,7 +42,7 @@ _NAME, _NAME_WORDS = 8, 8
 _COPIES = (16, 32)
 
 # Words of a record.
-_PHASE, _TASK, _ATTEMPT, _TOKEN, _STARTED, _HARD_DEADLINE = range(6)
+_PHASE, _TASK, _ATTEMPT, _TOKEN, _STARTED, _HARD_DEADLINE, _USER_US, _SYSTEM_US = range(8)
 
 
 class Phase(IntEnum):
@@ -57,7 +57,11 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SlotView:
-    """One slot as it stood when it was read. Times are CLOCK_MONOTONIC nanoseconds, 0 for never."""
+    """One slot as it stood when it was read.
+
+    Times are CLOCK_MONOTONIC nanoseconds, 0 for never. `user_us` and `system_us` are the CPU
+    microseconds that the process had used when the attempt began.
+    """
 
     index: int
     name: str
@@ -73,6 +77,8 @@ class SlotView:
     token: int
     started_ns: int
     hard_deadline_ns: int
+    user_us: int = 0
+    system_us: int = 0
 
     @property
     def pool(self) -> str:
@@ -164,6 +170,8 @@ class SlotWriter:
         attempt: int = 0,
         started_ns: int = 0,
         hard_deadline_ns: int = 0,
+        user_us: int = 0,
+        system_us: int = 0,
     ) -> None:
         """Replace the record; after a kill at any instruction the old or the new one is valid."""
         words, offset = self._words, self._offset
@@ -175,6 +183,8 @@ class SlotWriter:
         words[at + _TOKEN] = token
         words[at + _STARTED] = started_ns
         words[at + _HARD_DEADLINE] = hard_deadline_ns
+        words[at + _USER_US] = user_us
+        words[at + _SYSTEM_US] = system_us
         words[offset + _COUNTER] = counter
 
     def count_finished(self) -> None:
@@ -263,7 +273,7 @@ class Slots:
         while True:
             counter = words[offset + _COUNTER]
             at = offset + _COPIES[counter & 1]
-            record = [int(word) for word in words[at : at + 6]]
+            record = [int(word) for word in words[at : at + 8]]
             if words[offset + _COUNTER] == counter:
                 break
         return SlotView(
@@ -281,6 +291,8 @@ class Slots:
             token=record[_TOKEN],
             started_ns=record[_STARTED],
             hard_deadline_ns=record[_HARD_DEADLINE],
+            user_us=record[_USER_US],
+            system_us=record[_SYSTEM_US],
         )
 
     def wanted(self) -> list[SlotView]:

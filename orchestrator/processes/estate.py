@@ -48,7 +48,7 @@ class Estate:
         self.wakes = {pool.name: _wake_pipe() for pool in settings.pools}
         # Nobody writes to it: its end is the news.
         self.life_reader, self.life_writer = os.pipe()
-        self.run_directory = _run_directory()
+        self.run_directory, self.run_lock = _run_directory()
         self.lock_path, self.lock_fd = _hold_lock(settings, self.run_id)
 
     def start(self, kind: Kind, incarnation: int) -> tuple[int, socket.socket | None]:
@@ -167,12 +167,21 @@ def _wake_pipe() -> tuple[int, int]:
     return reader, writer
 
 
-def _run_directory() -> Path:
-    """Make the folder of this run, on memory where there is some: metrics are written often."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+def _run_directory() -> tuple[Path, int]:
+    """Make the folder of this run, on memory where there is some: metrics are written often.
+
+    The lock in it is held for life. Folders whose lock is free were left by runs that were killed
+    with all their processes, and are removed.
+    """
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
+    for left in Path(base).glob("orchestratord-*"):
+        if identity.is_lock_free(left / "lock"):  # of another user it cannot even be opened
+            shutil.rmtree(left, ignore_errors=True)
     directory = Path(tempfile.mkdtemp(prefix="orchestratord-", dir=base))
     (directory / "metrics").mkdir(mode=0o700)
-    return directory
+    lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return directory, lock
 
 
 def _hold_lock(settings: config.Settings, run_id: str) -> tuple[str, int]:

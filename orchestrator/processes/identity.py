@@ -8,6 +8,7 @@ by it the processes of one supervisor are told from all others, also those that 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import time
@@ -143,6 +144,22 @@ def is_kind(pid: int, kind: str) -> bool:
     except OSError:
         return False
     return f"{KIND}={kind}".encode() in environ.split(b"\0")
+
+
+def is_lock_free(path: str | Path) -> bool:
+    """Tell whether a lock file exists that nobody holds: who held it for life is dead."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(fd)
 
 
 def all_pids() -> Iterator[int]:

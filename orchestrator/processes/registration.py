@@ -9,8 +9,6 @@ spares the wait.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import socket
 from datetime import datetime
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 from orchestrator import __version__, config, logs
 from orchestrator.db.connection import Session
 from orchestrator.errors import DatabaseUnavailable
+from orchestrator.processes import identity
 from orchestrator.processes.identity import Place
 from orchestrator.store import nodes
 
@@ -114,17 +113,5 @@ class Registration:
         """Tell whether a node is certainly dead: silent too long, or its lock file is free here."""
         if other.age_seconds >= self.settings.node.worker_timeout:
             return True
-        if other.host != socket.gethostname() or not other.lock_path:
-            return False
-        try:
-            fd = os.open(other.lock_path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        else:
-            return True
-        finally:
-            os.close(fd)
+        is_here = other.host == socket.gethostname() and bool(other.lock_path)
+        return is_here and identity.is_lock_free(other.lock_path)

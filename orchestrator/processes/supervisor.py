@@ -418,6 +418,8 @@ class Supervisor:
         """Make the crash report of a worker that died with a token, and list it."""
         cause, meant_for = _blame(process.killed_for, view, signum)
         started = view.started_ns
+        user_seconds = max(0.0, usage.ru_utime - view.user_us / 1e6)
+        system_seconds = max(0.0, usage.ru_stime - view.system_us / 1e6)
         report = messages.Report(
             incarnation=process.incarnation,
             slot=process.name,
@@ -434,9 +436,9 @@ class Supervisor:
                 phase=view.phase.name.lower(),
                 generation=self.slots.header.generation,
                 max_rss_bytes=usage.ru_maxrss * 1024,
-                cpu_seconds=round(usage.ru_utime + usage.ru_stime, 6),
-                user_seconds=round(usage.ru_utime, 6),
-                system_seconds=round(usage.ru_stime, 6),
+                cpu_seconds=round(user_seconds + system_seconds, 6),
+                user_seconds=round(user_seconds, 6),
+                system_seconds=round(system_seconds, 6),
                 wall_seconds=round((time.monotonic_ns() - started) / 1e9, 6) if started else 0.0,
                 meant_for_task=meant_for,
             ),

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import secrets
 import select
 import signal
@@ -226,6 +227,7 @@ class Worker:
     def _run(self, claimed: Claim) -> None:
         policy = self.runner.policy(claimed)
         started_ns = time.monotonic_ns()
+        used = resource.getrusage(resource.RUSAGE_SELF)
         deadline_ns = 0 if policy.timeout is None else started_ns + int(policy.timeout * 1e9)
         self.slot.publish(
             Phase.RUN,
@@ -234,6 +236,8 @@ class Worker:
             attempt=claimed.attempt,
             started_ns=started_ns,
             hard_deadline_ns=deadline_ns,
+            user_us=int(used.ru_utime * 1e6),
+            system_us=int(used.ru_stime * 1e6),
         )
         if self.was_idle:
             self.was_idle = False

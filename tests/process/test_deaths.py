@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import Client, State, Task
+from orchestrator.slots import Phase, Slots
 from tests.node import Node, alive, running, zombies_of
 from tests.support import eventually
 
@@ -28,13 +29,28 @@ def client(dsn: str) -> Iterator[Client]:
 
 
 def worker_running(client: Client, task: Task) -> int:
-    """Wait until a task runs; return the pid of its worker."""
+    """Wait until the handler of a task runs; return the pid of its worker.
+
+    A row in `running` is not enough: its worker may not have begun, and then costs nobody.
+    """
 
     def pid() -> int | None:
         attempts = client.get(task).attempts
         return attempts[-1].pid if attempts and attempts[-1].outcome is None else None
 
-    return eventually(pid)
+    found = eventually(pid)
+    eventually(lambda: slot_of(found) == Phase.RUN)
+    return found
+
+
+def slot_of(pid: int) -> Phase | None:
+    """Read the phase of a worker from the slots that its own descriptor shows."""
+    environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    number = next(v.partition(b"=")[2] for v in environ if v.startswith(b"ORCHESTRATOR_SLOTS_FD="))
+    fd = os.open(f"/proc/{pid}/fd/{number.decode()}", os.O_RDWR)
+    views = Slots.attach(fd).occupied()
+    os.close(fd)
+    return next((view.phase for view in views if view.pid == pid), None)
 
 
 def test_killed_worker_gives_its_attempt_the_signal_and_the_task_runs_again(
@@ -53,6 +69,7 @@ def test_killed_worker_gives_its_attempt_the_signal_and_the_task_runs_again(
     assert first.crash is not None
     assert (first.crash["cause"], first.crash["signal"]) == ("crash", "SIGKILL")
     assert first.crash["max_rss_bytes"] > 1_000_000
+    assert first.crash["cpu_seconds"] < first.crash["wall_seconds"] + 0.1
 
 
 def test_segfault_is_charged_to_crashes_and_ends_in_the_dead_letter_queue_after_three(
