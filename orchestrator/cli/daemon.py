@@ -10,8 +10,8 @@ Exit codes, all of them:
         message says which, and starting again later may succeed
     78  the configuration, or this host, is unfit; starting again will not help
 
-The supervisor returns 0, 70 and 75. It is imported after the checks only, so that its
-requirements cannot fail before they are named.
+What the supervisor returns is passed on. It is imported after the checks only, so that what it
+requires of the host is named before it can fail.
 """
 
 from __future__ import annotations

@@ -104,6 +104,7 @@ class Steward:
         self.supervisor.setblocking(False)
         self.url = embedded.resolve(self.settings)
         self.session: Session | None = None
+        self.session_fd = -1
         self.backoff = Backoff()
         self.retry_at = 0.0
         self.registration = Registration(self.place, self.settings, self.header.node_id)
@@ -254,7 +255,9 @@ class Steward:
             raise
         self.session = session
         self.holds_sleep_lock = False
-        self.selector.register(session, selectors.EVENT_READ)
+        # By number: a connection that an error has closed cannot tell it any more.
+        self.session_fd = session.fileno()
+        self.selector.register(self.session_fd, selectors.EVENT_READ)
         self.header.last_beat_ns = began
         self.header.node_id = self.node
         self.header.is_session_ok = True
@@ -267,8 +270,7 @@ class Steward:
     def _lose_session(self, error: DatabaseUnavailable) -> None:
         self.header.is_session_ok = False
         if self.session is not None:
-            with contextlib.suppress(KeyError, ValueError):
-                self.selector.unregister(self.session)
+            self.selector.unregister(self.session_fd)
             self.session.close()
             self.session = None
         if self.backoff.tries == 0:

@@ -208,6 +208,8 @@ class Worker:
 
     def _idle(self) -> None:
         """Wait for a byte of the pool's pipe, or for a signal."""
+        # Also after a report, when no claim may follow: only who is seen to be idle is woken.
+        self.slot.publish(Phase.IDLE)
         if self.session is None and self.backoff.tries:
             # The database is away: try again soon, a byte could not come.
             self._pause(self.backoff.next())

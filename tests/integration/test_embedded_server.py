@@ -346,7 +346,9 @@ with embedded.serving(settings) as url:
 """
     commands = [run_python(code, state) for _ in range(4)]
 
-    assert [command.wait(60) for command in commands] == [0, 0, 0, 0]
+    for command in commands:
+        command.communicate(timeout=60)
+    assert [command.returncode for command in commands] == [0, 0, 0, 0]
     with embedded.serving(settings_for(state)) as url:
         assert query(url, "select count(distinct pid) from turn") == [(4,)]
 

@@ -44,7 +44,8 @@ class Supervisor:
         self.life_reader, self.life_writer = os.pipe()
         self.log_path = state / "keeper.log"
         self.keepers: list[subprocess.Popen[bytes]] = []
-        self.socket = self.start_keeper()
+        self.socket: socket.socket | None = None
+        self.start_keeper()
 
     @property
     def keeper(self) -> subprocess.Popen[bytes]:
@@ -62,7 +63,7 @@ class Supervisor:
             **more,
         }
 
-    def start_keeper(self) -> socket.socket:
+    def start_keeper(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fds = {
             "SETTINGS": self.settings_fd,
@@ -85,11 +86,13 @@ class Supervisor:
             )
         theirs.close()
         ours.settimeout(20)
+        if self.socket is not None:
+            self.socket.close()
         self.socket = ours
-        return ours
 
     def hear(self) -> dict[str, Any]:
         """Return the next message of the keeper, waiting for it; {} at the end."""
+        assert self.socket is not None
         return json.loads(self.socket.recv(65536) or b"{}")
 
     def die(self) -> None:
@@ -111,7 +114,8 @@ class Supervisor:
             keeper.wait()
         eventually(lambda: not self.is_locked(), timeout=20)
         os.close(self.slots.fd)
-        self.socket.close()
+        if self.socket is not None:
+            self.socket.close()
         for fd in (self.settings_fd, self.life_reader, self.life_writer):
             if fd >= 0:
                 os.close(fd)

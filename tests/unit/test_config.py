@@ -236,6 +236,15 @@ def test_base_directory_is_the_parent_of_a_folder_called_conf(elsewhere: Path) -
     assert load().base_directory == str(elsewhere)
 
 
+def test_base_directory_is_where_a_link_to_the_file_lies(write: Write, tmp_path: Path) -> None:
+    # As mounted by container platforms: the file is a link into a folder of versions.
+    folder = tmp_path / "app"
+    folder.mkdir()
+    (folder / "orchestrator.toml").symlink_to(write(""))
+
+    assert load(str(folder / "orchestrator.toml")).base_directory == str(folder)
+
+
 def test_paths_of_the_state_start_at_the_base_directory(write: Write, tmp_path: Path) -> None:
     path = write('[node]\nstate_directory = "state"\n[database]\ndata_directory = "../pg"\n')
 
