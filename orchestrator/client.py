@@ -25,7 +25,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 import psycopg2
-import psycopg2.errors
 import psycopg2.extensions
 
 from orchestrator import config
@@ -39,7 +38,6 @@ from orchestrator.errors import (
     DatabaseUnavailable,
     NotDead,
     PayloadError,
-    SchemaError,
     TaskFailed,
     TaskNotFound,
 )
@@ -209,8 +207,7 @@ class Client:
             return batch.write(session, self._found)
 
         if conn is not None:
-            with self._joined(conn) as session:
-                return write(session)[0]
+            return write(self._joined(conn))[0]
         tasks = self._run(write, is_repeatable=idempotency_key is not None)
         self._ring_for(tasks)
         return tasks[0]
@@ -272,7 +269,8 @@ class Client:
             return batch.write(session, self._found, on_progress)
 
         if conn is not None:
-            with self._joined(conn) as session, _own_transaction(conn):
+            session = self._joined(conn)
+            with _own_transaction(conn):
                 return write(session)
         if len(batch.chunks) == 1:
             tasks = self._run(write, is_repeatable=batch.is_keyed)
@@ -418,7 +416,7 @@ class Client:
             pool = self._pool = self._new_pool()
         session = pool.take()
         try:
-            with pool.lent(session), _schema_errors(self.schema):
+            with pool.lent(session):
                 return operation(session)
         except DatabaseUnavailable as error:
             if error.unknown and not is_repeatable:
@@ -429,7 +427,7 @@ class Client:
         except DatabaseUnavailable:
             raise first from None
         try:
-            with pool.lent(session), _schema_errors(self.schema):
+            with pool.lent(session):
                 return operation(session)
         except DatabaseUnavailable as error:
             error.unknown = error.unknown or first.unknown
@@ -444,15 +442,13 @@ class Client:
     def _found(self, session: Session, ids: Sequence[int]) -> dict[int, Task[Any]]:
         return {task.id: task for task in stored.get_many(session, task_ids=ids)}
 
-    @contextmanager
-    def _joined(self, conn: Any) -> Iterator[Session]:
+    def _joined(self, conn: Any) -> Session:
         if not isinstance(conn, psycopg2.extensions.connection):
             raise TypeError(
                 f"conn = {conn!r}: must be a psycopg2 connection; SQLAlchemy's is "
                 "session.connection().connection.driver_connection"
             )
-        with _schema_errors(self.schema):
-            yield Session(conn, self.schema)
+        return Session(conn, self.schema)
 
     def _new_pool(self) -> Pool:
         return Pool(self._open, size=self._pool_size)
@@ -526,8 +522,9 @@ class _Batch:
         if size <= json.DEFAULT_MAX_BYTES or size <= (limit := max_payload_bytes(session)):
             return
         raise PayloadError(
-            f"{self.roots[largest]}: has {size} bytes as JSON, more than the limit {limit}: pass "
-            f'a reference to the data, or raise max_payload_bytes in "{session.schema}".setting'
+            f"{self.roots[largest]}: has {size} bytes as JSON, more than the limit of {limit}: "
+            "pass a reference to the data, or raise max_payload_bytes in "
+            f'"{session.schema}".setting'
         )
 
     def _task(self, i: int, entry: Enqueued, known: dict[int, Task[Any]]) -> Task[Any]:
@@ -624,21 +621,6 @@ def _own_transaction(conn: Any) -> Iterator[None]:
         raise
     with translated_errors(), conn.cursor() as cursor:
         cursor.execute("commit")
-
-
-@contextmanager
-def _schema_errors(schema: str) -> Iterator[None]:
-    try:
-        yield
-    except (
-        psycopg2.errors.InvalidSchemaName,
-        psycopg2.errors.UndefinedTable,
-        psycopg2.errors.UndefinedFunction,
-    ) as error:
-        raise SchemaError(
-            f'schema "{schema}" is not installed in this database, or is older than this program: '
-            f"run `orchestratorctl migrate` ({str(error).splitlines()[0]})"
-        ) from error
 
 
 def _page(

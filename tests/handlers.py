@@ -99,10 +99,11 @@ def stuck(ctx: Context[Any], payload: dict[str, Any]) -> None:
 
 @mux.handler("orphan")
 def orphan(ctx: Context[Any], payload: dict[str, Any]) -> int:
-    """Leave a daemonised grandchild behind; die as well where asked to."""
+    """Leave a daemonised grandchild behind; stay with it, or die as well, where asked to."""
     script = "import os, time; os.setsid(); (os.fork() and os._exit(0)) or time.sleep(600)"
     child = subprocess.Popen([sys.executable, "-c", script])
     child.wait()
+    time.sleep(payload.get("stay", 0))
     if payload.get("die"):
         os.kill(os.getpid(), signal.SIGKILL)
     return child.pid

@@ -21,6 +21,7 @@ from orchestrator import Client
 from orchestrator.processes.identity import MARKER, all_pids, has_marker
 from tests.support import eventually
 
+NODE_REGISTERED = "node.registered"
 ROOT = Path(__file__).resolve().parent.parent
 
 # Short times, so that what takes a minute in production takes seconds here.
@@ -104,12 +105,13 @@ class Node:
         return self.process.pid
 
     def wait_ready(self, *, timeout: float = 30.0) -> None:
-        """Wait until the node is registered and every worker has shown itself in its beat."""
+        """Wait until the node is registered and every worker is born."""
 
         def is_ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, f"the daemon ended:\n{self.log()}"
-            return len(self.workers()) == self.processes
+            names = [event["event"] for event in self.events("supervisor.started", NODE_REGISTERED)]
+            return len(self.workers()) == self.processes and names[-1:] == [NODE_REGISTERED]
 
         eventually(is_ready, timeout=timeout, message="the node is not ready")
 
@@ -118,10 +120,10 @@ class Node:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        """Return the log lines of one event, oldest first."""
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """Return the log lines of these events, or of all, oldest first."""
         lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
-        return [line for line in lines if name is None or line["event"] == name]
+        return [line for line in lines if not names or line["event"] in names]
 
     @property
     def run_id(self) -> str:
@@ -211,11 +213,11 @@ class Node:
 
 
 @contextmanager
-def running(dsn: str, directory: Path, **fields: Any) -> Iterator[Node]:
-    """Run a node for the length of a block."""
+def running(dsn: str, directory: Path, *, wait: bool = True, **fields: Any) -> Iterator[Node]:
+    """Run a node for the length of a block; without `wait`, one that may not get ready."""
     node = Node(dsn, directory, **fields)
     try:
-        yield node.start()
+        yield node.start(wait=wait)
     finally:
         node.kill_everything()
 

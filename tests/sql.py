@@ -29,6 +29,12 @@ def rows(session: Session, statement: str, **parameters: Any) -> list[tuple[Any,
         return list(cursor.fetchall()) if cursor.description else []
 
 
+def value(session: Session, statement: str, **parameters: Any) -> Any:
+    """Like `rows`: the first column of the first row, None where there is none."""
+    found = rows(session, statement, **parameters)
+    return found[0][0] if found else None
+
+
 def count(session: Session, table: str) -> int:
     return int(rows(session, f"select count(*) from {table}")[0][0])
 

@@ -16,6 +16,7 @@ from orchestrator.cli.output import Format
 from orchestrator.client import Client
 from orchestrator.config import Settings
 from orchestrator.db.connection import Session, connect
+from orchestrator.db.migrate import migrate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,8 +49,15 @@ class Access:
         return self._context.with_resource(embedded.serving(self.settings))
 
     @cached_property
+    def ready_url(self) -> str:
+        """Like `url`; the embedded database, which is nobody else's, has its schema by then."""
+        if self.settings.database.is_embedded:
+            migrate(self.direct_session)
+        return self.url
+
+    @cached_property
     def session(self) -> Session:
-        return self._connect(self.url)
+        return self._connect(self.ready_url)
 
     @cached_property
     def direct_session(self) -> Session:
@@ -60,7 +68,10 @@ class Access:
     def client(self) -> Client:
         database = self.settings.database
         client = Client(
-            self.url, schema=database.schema, connect_timeout=database.connect_timeout, pool_size=1
+            self.ready_url,
+            schema=database.schema,
+            connect_timeout=database.connect_timeout,
+            pool_size=1,
         )
         return self._context.with_resource(client)
 

@@ -72,7 +72,7 @@ def redrive(
     chosen = islice(_dead(access, type, queue), limit) if is_all else iter(ids)
     done: list[Task[Any]]
     done, failures = each(chosen, access.client.redrive)
-    show_tasks(access, done, empty="nothing was redriven")
+    show_tasks(access, done, empty="no such dead tasks" if is_all else "")
     failures.raise_any()
 
 

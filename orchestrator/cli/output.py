@@ -44,10 +44,15 @@ def show(
         for item in items:
             click.echo(str(item[id]) if isinstance(id, str) else id(item))
     elif not items:
-        click.echo(empty, err=True)
+        if empty:
+            click.echo(empty, err=True)
     else:
         rows = [[cell(column, item.get(column)) for column in columns] for item in items]
-        show_rows([column.replace("_", " ") for column in columns], rows)
+        show_rows([_heading(column) for column in columns], rows)
+
+
+def _heading(column: str) -> str:
+    return column.removeprefix("is_").removesuffix("_seconds").replace("_", " ")
 
 
 def show_json(value: Any) -> None:

@@ -188,7 +188,10 @@ def cancel(access: Access, ids: tuple[int, ...]) -> None:
     show_tasks(access, found, empty="")
     for task in found:
         if task.state is State.RUNNING:
-            click.echo(f"note: task {task.id} is running; it is told to stop", err=True)
+            click.echo(
+                f"note: task {task.id} is running; it ends as cancelled unless it succeeds",
+                err=True,
+            )
         elif task.state.is_end and task.state is not State.CANCELLED:
             failures.add(f"task {task.id} is {task.state}: there is nothing to cancel")
     failures.raise_any()

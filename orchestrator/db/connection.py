@@ -26,6 +26,7 @@ from orchestrator.errors import (
     NodeRefused,
     OrchestratorError,
     PayloadError,
+    SchemaError,
 )
 
 # SQLSTATEs of our own functions (schema/*.sql).
@@ -36,6 +37,12 @@ _OURS: dict[str, type[OrchestratorError]] = {
 }
 # What PostgreSQL refuses about a value: class 22 (data), too deep, too large.
 _VALUE_STATES = {"54001", "54000", "53400", "21000"}
+# What a statement of ours meets in a database where the schema is missing or older.
+_SCHEMA_STATES = {
+    errorcodes.INVALID_SCHEMA_NAME,
+    errorcodes.UNDEFINED_TABLE,
+    errorcodes.UNDEFINED_FUNCTION,
+}
 # The time limit of a statement or of a wait for a lock.
 _TIMEOUT_STATES = {errorcodes.QUERY_CANCELED, errorcodes.LOCK_NOT_AVAILABLE}
 # What only a new connection cures: read-only after a failover, shutdown, cannot connect now.
@@ -97,12 +104,21 @@ class Session:
                 have been carried out.
             PayloadError: a value is refused by the database.
             NodeRefused, IdempotencyConflict: as the functions of the schema say.
+            SchemaError: the schema is not installed.
         """
         # A caller's connection may make rows of another kind by default.
         plain = psycopg2.extensions.cursor
-        with translated_errors(), self.connection.cursor(cursor_factory=plain) as cursor:
-            cursor.execute(statement(name, self.schema), parameters)
-            return _rows(cursor)
+        try:
+            with translated_errors(), self.connection.cursor(cursor_factory=plain) as cursor:
+                cursor.execute(statement(name, self.schema), parameters)
+                return _rows(cursor)
+        except psycopg2.Error as error:
+            if error.pgcode in _SCHEMA_STATES:
+                raise SchemaError(
+                    f'schema "{self.schema}" is not installed in this database, or is older than '
+                    f"this program: run `orchestratorctl migrate` ({error.diag.message_primary})"
+                ) from error
+            raise
 
     def one(self, name: str, /, **parameters: Any) -> Any:
         """Like `all`, for statements of at most one row: that row, or None."""

@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import msgspec
+
 from orchestrator import config, logs
 from orchestrator.errors import ConfigError
 from orchestrator.processes import identity
@@ -41,7 +43,9 @@ class Estate:
         self.slots.header.supervisor_pid = os.getpid()
         self.slots.header.generation = 1
         self.slots.header.started_ns = time.monotonic_ns()
-        self.settings_fd = _memory_file(config.encode(settings))
+        # What "auto" means for the log is decided by our own stderr, which the children share.
+        told = msgspec.structs.replace(settings, logging=logs.settled(settings.logging))
+        self.settings_fd = _memory_file(config.encode(told))
         # Rung by workers: "look at the slots" (ready, busy), and "I am idle" for the steward.
         self.bell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.idle_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -33,7 +33,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.mux import Mux
 from orchestrator.processes import messages, worker
 from orchestrator.processes.birth import begin
-from orchestrator.processes.identity import Place
+from orchestrator.processes.identity import PASSED_SIGNALS, Place
 from orchestrator.processes.signals import SignalInbox, blocked
 
 EXIT_HANDLERS = 3
@@ -60,7 +60,7 @@ def main() -> int:
 
 def _serve(place: Place, settings: config.Settings, mux: Mux, to_supervisor: socket.socket) -> None:
     """Fork a worker for each request, until the supervisor says stop or is gone."""
-    inbox = SignalInbox([signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+    inbox = SignalInbox(PASSED_SIGNALS)
     while True:
         select.select([to_supervisor.fileno(), inbox.fileno()], [], [])
         if signal.SIGTERM in inbox.drain():

@@ -184,7 +184,7 @@ class Keeper:
 def main() -> None:
     """Run the keeper of the supervisor that started this process."""
     place = Place.here()
-    set_title("orch-keeper")
+    set_title("orc-keeper")
     settings = place.settings()
     logs.configure(settings.logging, identity=place.identity())
     # A node that is registered has worked with this database: from then on it waits for it.

@@ -418,15 +418,18 @@ class Steward:
         if outcome.budget is not Budget.NOTHING:
             spent = row.crashes if outcome.budget is Budget.CRASHES else row.failures
             (metrics.dead if spent + 1 >= outcome.limit else metrics.retried)(row.type)
-        log.warning(
-            "attempt.crashed",
-            task_id=row.id,
-            type=row.type,
-            attempt=row.attempt,
-            worker=report.slot,
-            child=report.pid,
+        fields = {
+            "task_id": row.id,
+            "type": row.type,
+            "attempt": row.attempt,
+            "worker": report.slot,
+            "child": report.pid,
             **crash,
-        )
+        }
+        if outcome.budget is Budget.NOTHING:
+            log.info("attempt.released", **fields)
+        else:
+            log.warning("attempt.crashed", **fields)
 
     # -- reconcile
 

@@ -123,6 +123,7 @@ class Supervisor:
             version=__version__,
             run=self.estate.run_id,
             config=self.settings.source,
+            database=self.settings.origin("database.url"),
             workers=len(self.children.plan.slots),
             web=self.settings.web.bind or None,
         )
@@ -416,7 +417,7 @@ class Supervisor:
         usage: Any,
     ) -> None:
         """Make the crash report of a worker that died with a token, and list it."""
-        cause, meant_for = _blame(process.killed_for, view, signum)
+        cause, meant_for = blame_for(process.killed_for, view, signum)
         started = view.started_ns
         user_seconds = max(0.0, usage.ru_utime - view.user_us / 1e6)
         system_seconds = max(0.0, usage.ru_stime - view.system_us / 1e6)
@@ -591,7 +592,7 @@ def _plan(settings: config.Settings) -> Plan:
     )
 
 
-def _blame(
+def blame_for(
     killed_for: Reason | None, view: SlotView, signum: int | None
 ) -> tuple[Cause, int | None]:
     """Say what a worker died of, and for which task a kill was meant that hit another."""

@@ -27,6 +27,8 @@ _KEEP_ALIVE_SECONDS = 5
 # Probes and scrapes are few; beyond it a request is answered with 503 and the connection closed.
 _MAX_CONNECTIONS = 256
 
+_TERMINAL = (signal.SIGTTIN, signal.SIGTTOU)
+
 _log = logs.get("web")
 
 
@@ -38,10 +40,17 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(signum, self._stop)
+        # TTIN and TTOU would stop it, the others end it: they are the supervisor's alone.
+        for signum in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, *_TERMINAL):
+            loop.add_signal_handler(signum, _ignore)
         yield
 
     def _stop(self) -> None:
         self.should_exit = True
+
+
+def _ignore() -> None:
+    """Take a signal that means nothing here."""
 
 
 def main() -> None:

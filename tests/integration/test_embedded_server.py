@@ -185,6 +185,9 @@ def test_nothing_of_the_callers_environment_reaches_the_server(
     server = make_server()
     started(server)
 
+    words = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
+    names = {word.partition(b"=")[0].decode() for word in words if word}
+    assert names == set(accounts.ENVIRONMENT)
     assert query(server.layout.url(), "show lc_messages") == [("C.UTF-8",)]
 
 

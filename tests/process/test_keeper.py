@@ -200,6 +200,7 @@ def test_a_server_that_keeps_dying_is_started_at_growing_intervals(supervisor: S
     ]
     assert pauses == sorted(pauses)
     assert pauses[0] > 0
+    assert all(seconds >= pause for seconds, pause in zip(times, pauses, strict=True))
 
 
 def test_a_keeper_whose_supervisor_died_stops_once_the_others_are_gone(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from orchestrator.options import Policy
 from orchestrator.outcome import BUDGET_OF_CAUSE, Budget, Cause, Ending
 from orchestrator.processes.crashes import outcome_of
 from orchestrator.processes.messages import Crash
+from orchestrator.processes.supervisor import Reason, blame_for
+from orchestrator.slots import Phase, Slots, SlotView
 
 POLICY = Policy(max_attempts=5, max_crashes=2, backoff_base=10.0)
 
@@ -52,3 +56,30 @@ def test_report_names_signal_and_usage() -> None:
     assert outcome.ending is Ending.CRASHED
     assert "SIGSEGV" in str(outcome.failure)
     assert (outcome.usage.max_rss_bytes, outcome.usage.cpu_seconds) == (9, 0.5)
+
+
+def view_of(task_id: int, token: int) -> SlotView:
+    slots = Slots.create()
+    slots.lease(0, "cpu-0", 1)
+    slots.writer(0).publish(Phase.RUN, token=token, task_id=task_id)
+    view = slots.read(0)
+    assert view is not None
+    return view
+
+
+@pytest.mark.parametrize(
+    ("killed_for", "signum", "blame"),
+    [
+        (None, signal.SIGSEGV, (Cause.CRASH, None)),
+        (None, None, (Cause.EXIT, None)),
+        (Reason(Cause.TIMEOUT, 5, 7), signal.SIGKILL, (Cause.TIMEOUT, None)),
+        (Reason(Cause.TIMEOUT, 4, 7), signal.SIGKILL, (Cause.BYSTANDER, 4)),
+        (Reason(Cause.TIMEOUT, 5, 6), signal.SIGKILL, (Cause.BYSTANDER, 5)),
+        (Reason(Cause.SHUTDOWN), signal.SIGKILL, (Cause.SHUTDOWN, None)),
+        (Reason(Cause.TIMEOUT, 5, 7), signal.SIGSEGV, (Cause.CRASH, None)),
+    ],
+)
+def test_death_is_blamed_on_a_kill_only_where_the_kill_was_meant_for_this_attempt(
+    killed_for: Reason | None, signum: int | None, blame: tuple[Cause, int | None]
+) -> None:
+    assert blame_for(killed_for, view_of(5, 7), signum) == blame
