@@ -31,11 +31,13 @@ _AMBIENT = (
     "WORKER_TIMEOUT", "LEADER_TERM", "CLEANUP_INTERVAL",
 )  # fmt: skip
 
+# These tell with which PostgreSQL to test, and which draw of a random test to repeat.
+_FOR_TESTS = ("ORCHESTRATOR_PG_BIN", "ORCHESTRATOR_TEST_SEED")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
-        # ORCHESTRATOR_PG_BIN stays: it tells which PostgreSQL to test with.
-        if name in _AMBIENT or (name.startswith("ORCHESTRATOR_") and not name.endswith("_PG_BIN")):
+        if name in _AMBIENT or (name.startswith("ORCHESTRATOR_") and name not in _FOR_TESTS):
             del os.environ[name]
 
 
