@@ -321,8 +321,7 @@ def keep_moving(dsn: str, stop: threading.Event) -> None:
     session.close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tries", [1500, 10_000])
+@pytest.mark.parametrize("tries", [1500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_moving_task_is_always_found(dsn: str, client: Client, tries: int) -> None:
     stop = threading.Event()
     mover = threading.Thread(target=keep_moving, args=(dsn, stop))
@@ -344,8 +343,7 @@ def test_moving_task_is_always_found(dsn: str, client: Client, tries: int) -> No
     assert len(states) >= 3  # it did move
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tries", [300, 3_000])
+@pytest.mark.parametrize("tries", [300, pytest.param(3_000, marks=pytest.mark.slow)])
 def test_moving_task_can_always_be_cancelled(dsn: str, client: Client, tries: int) -> None:
     stop = threading.Event()
     mover = threading.Thread(target=keep_moving, args=(dsn, stop))

@@ -190,8 +190,13 @@ def test_killed_supervisor_takes_all_processes_with_it_also_what_a_task_daemonis
 
 def daemonised(node: Node) -> list[int]:
     """List the processes of a node that have left its session and do not lead their own."""
-    sessions = [(pid, os.getsid(pid)) for pid in node.pids()]
-    return [pid for pid, session in sessions if session not in (pid, os.getsid(node.pid))]
+    found = []
+    for pid in node.pids():
+        # It may have ended since it was listed.
+        with suppress(ProcessLookupError):
+            if os.getsid(pid) not in (pid, os.getsid(node.pid)):
+                found.append(pid)
+    return found
 
 
 def test_tasks_of_a_killed_supervisor_go_back_uncharged(
