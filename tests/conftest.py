@@ -19,6 +19,7 @@ import pytest
 from pytest_postgresql import factories
 from pytest_postgresql.janitor import DatabaseJanitor
 
+from orchestrator import Client
 from orchestrator.db import embedded, migrate
 from orchestrator.db.connection import Session, connect
 
@@ -170,3 +171,10 @@ def pgdata(state: Path, _made_pgdata: Path) -> Path:
     """Put a data directory into `state`: a copy, in a fifth of the time of making one."""
     subprocess.run(["cp", "-a", str(_made_pgdata), str(state)], check=True)
     return state / _made_pgdata.name
+
+
+@pytest.fixture
+def client(dsn: str) -> Iterator[Client]:
+    """Give a client of a fresh migrated database."""
+    with Client(dsn) as client:
+        yield client

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -32,12 +31,6 @@ from orchestrator.outcome import Ending, Outcome
 from orchestrator.store.fail import fail
 from orchestrator.store.finish import finish
 from tests.integration.test_attempts import failure, register, take
-
-
-@pytest.fixture
-def client(dsn: str) -> Iterator[Client]:
-    with Client(dsn) as client:
-        yield client
 
 
 @dataclass

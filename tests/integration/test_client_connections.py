@@ -25,12 +25,6 @@ from tests.support import eventually, never
 
 
 @pytest.fixture
-def client(dsn: str) -> Iterator[Client]:
-    with Client(dsn) as client:
-        yield client
-
-
-@pytest.fixture
 def proxy(pg_server: RunningServer) -> Iterator[Proxy]:
     with proxied(Path(pg_server.host) / ".s.PGSQL.5432") as proxy:
         yield proxy

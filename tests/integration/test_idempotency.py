@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -26,12 +26,6 @@ def known_type(session: Session) -> None:
     # Whoever enqueues the first task of a type holds up all others until the commit, and no two
     # callers would ever meet at a key.
     rows(session, "select intern_type('a')")
-
-
-@pytest.fixture
-def client(dsn: str) -> Iterator[Client]:
-    with Client(dsn) as client:
-        yield client
 
 
 def at_once(dsn: str, call: Callable[[Client, int], T]) -> list[T]:

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator import Client, State, Task
 from orchestrator.slots import Phase, Slots
-from tests.node import Node, alive, running, zombies_of
+from tests.node import Node, alive, zombies_of
 from tests.support import eventually
-
-
-@pytest.fixture
-def node(dsn: str, tmp_path: Path) -> Iterator[Node]:
-    with running(dsn, tmp_path) as node:
-        yield node
-
-
-@pytest.fixture
-def client(dsn: str) -> Iterator[Client]:
-    client = Client(dsn)
-    yield client
-    client.close()
 
 
 def worker_running(client: Client, task: Task) -> int:

@@ -26,19 +26,6 @@ NOTHING = (0, 0, 0)
 
 
 @pytest.fixture
-def client(dsn: str) -> Iterator[Client]:
-    client = Client(dsn)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def node(dsn: str, tmp_path: Path) -> Iterator[Node]:
-    with running(dsn, tmp_path / "node") as node:
-        yield node
-
-
-@pytest.fixture
 def impatient(dsn: str, tmp_path: Path) -> Iterator[Node]:
     """A node that gives running tasks two seconds."""
     settings = {"node.graceful_timeout": "2s"}

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from orchestrator import Client, State
 from orchestrator.db.connection import Session
-from tests.node import Node, running
+from tests.node import Node
 from tests.sql import rows
 from tests.support import eventually, never
-
-
-@pytest.fixture
-def node(dsn: str, tmp_path: Path) -> Iterator[Node]:
-    with running(dsn, tmp_path) as node:
-        yield node
-
-
-@pytest.fixture
-def client(dsn: str) -> Iterator[Client]:
-    client = Client(dsn)
-    yield client
-    client.close()
 
 
 def pause(session: Session, table: str, name: str, is_paused: bool) -> None:

@@ -35,13 +35,6 @@ def node(dsn: str, tmp_path: Path) -> Iterator[Node]:
         yield node
 
 
-@pytest.fixture
-def client(dsn: str) -> Iterator[Client]:
-    client = Client(dsn)
-    yield client
-    client.close()
-
-
 def node_id(session: Session) -> int:
     return int(eventually(lambda: value(session, "select id from node where state = 'alive'")))
 

@@ -19,19 +19,6 @@ from tests.support import eventually, never
 ONE_IN_ORDER = '[[pool]]\nname = "cpu"\nprocesses = 1\nqueues = ["urgent", "default"]'
 
 
-@pytest.fixture
-def node(dsn: str, tmp_path: Path) -> Iterator[Node]:
-    with running(dsn, tmp_path) as node:
-        yield node
-
-
-@pytest.fixture
-def client(dsn: str) -> Iterator[Client]:
-    client = Client(dsn)
-    yield client
-    client.close()
-
-
 def outcomes(task: Task) -> list[str | None]:
     return [attempt.outcome for attempt in task.attempts]
 
