@@ -45,6 +45,14 @@ class SignalInbox:
         return numbers
 
 
+def spell(signum: int) -> str:
+    """Name a signal; real-time ones, most of which have no name, are counted from SIGRTMIN."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"SIGRTMIN+{signum - signal.SIGRTMIN}"
+
+
 @contextlib.contextmanager
 def blocked(signums: Iterable[int]) -> Iterator[None]:
     """Block signals round a fork: what comes before the child's own handlers stand is kept."""

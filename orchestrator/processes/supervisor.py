@@ -38,7 +38,7 @@ from orchestrator.outcome import Cause
 from orchestrator.processes import identity, messages
 from orchestrator.processes.children import Children, Kind, Plan, Signal, Spawn, Stage
 from orchestrator.processes.estate import Estate
-from orchestrator.processes.signals import SignalInbox
+from orchestrator.processes.signals import SignalInbox, spell
 from orchestrator.slots import MAX_SLOTS, Phase, SlotView
 
 SWEEP_SECONDS = 0.25
@@ -169,7 +169,7 @@ class Supervisor:
                 case signal.SIGCHLD:
                     self.strangers_at = self.strangers_at or now
                 case _:
-                    name = signal.Signals(signum).name
+                    name = spell(signum)
                     log.warning("signal.ignored", signal=name, reason="not supported yet: restart")
 
     def _begin_end(self, now: float, *, at_once: bool) -> None:
@@ -380,7 +380,7 @@ class Supervisor:
             process=process.name,
             inc=process.incarnation,
             child=process.pid,
-            signal=signal.Signals(signum).name if signum else None,
+            signal=spell(signum) if signum else None,
             exit_code=exit_code,
             task_id=view.task_id or None if view else None,
             attempt=view.attempt or None if view else None,
@@ -431,7 +431,7 @@ class Supervisor:
             phase=view.phase,
             crash=messages.Crash(
                 cause=cause,
-                signal=signal.Signals(signum).name if signum else None,
+                signal=spell(signum) if signum else None,
                 exit_code=exit_code,
                 core_dumped=has_core,
                 phase=view.phase.name.lower(),

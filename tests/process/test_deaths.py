@@ -80,6 +80,18 @@ def test_exit_code_of_a_worker_that_left_is_in_the_report(node: Node, client: Cl
     assert (crash["cause"], crash["exit_code"]) == ("exit", 7)
 
 
+def test_worker_killed_by_a_signal_without_a_name_is_reported_like_any_other(
+    node: Node, client: Client
+) -> None:
+    task = client.enqueue("sleep", {"seconds": 60, "then": 0})
+
+    os.kill(worker_running(client, task), signal.SIGRTMIN + 5)
+
+    crash = client.wait(task, timeout=20).attempts[0].crash
+    assert crash is not None
+    assert crash["signal"] == "SIGRTMIN+5"
+
+
 def test_neighbour_of_a_killed_worker_finishes_undisturbed(node: Node, client: Client) -> None:
     first = client.enqueue("sleep", {"seconds": 60, "then": 0})
     second = client.enqueue("sleep", {"seconds": 3})
