@@ -109,3 +109,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     dead_reason: str | None = None
     enqueues: list[Enqueue] = []
     usage: Usage = Usage()
+
+    def is_last(self, spent: int) -> bool:
+        """Tell whether the task dies of it, its budget having been charged `spent` before."""
+        return self.dead_reason is not None or spent + 1 >= self.limit

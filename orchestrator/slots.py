@@ -251,14 +251,6 @@ class Slots:
         if was_ready:
             self._words[offset + _DOWN_NS] = time.monotonic_ns()
 
-    def retire(self, index: int) -> None:
-        """Take a slot out of use (supervisor only)."""
-        self.clear(index)
-        offset = self._offset(index)
-        for word in range(_NAME, _NAME + _NAME_WORDS):
-            self._words[offset + word] = 0
-        self._words[offset + _DOWN_NS] = 0
-
     def writer(self, index: int) -> SlotWriter:
         return SlotWriter(self._words, self._offset(index))
 

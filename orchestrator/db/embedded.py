@@ -67,13 +67,15 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def resolve(settings: config.Settings) -> str:
+def resolve(settings: config.Settings, *, direct: bool = False) -> str:
     """Return the URL that reaches the database of these settings, embedded or not.
 
-    Nothing is started and nothing is looked up: every process gets the same answer.
+    `direct` passes by a pooler. Nothing is started and nothing is looked up: every process gets
+    the same answer.
     """
-    if not settings.database.is_embedded:
-        return settings.database.url
+    database = settings.database
+    if not database.is_embedded:
+        return database.session_url if direct else database.url
     return Layout.of(settings).url()
 
 

@@ -11,12 +11,12 @@ import sys
 import time
 
 from orchestrator import logs
-from orchestrator.db import embedded, migrate
-from orchestrator.db.connection import Backoff, connect
+from orchestrator.db import migrate
+from orchestrator.db.connection import Backoff
 from orchestrator.errors import DatabaseUnavailable, OrchestratorError
 from orchestrator.processes.birth import begin
-
-EXIT_TEMPORARY = 75
+from orchestrator.processes.messages import EXIT_TEMPORARY
+from orchestrator.processes.sessions import open_session
 
 log = logs.get("check")
 
@@ -24,22 +24,16 @@ log = logs.get("check")
 def main() -> int:
     _, settings = begin()
     backoff = Backoff()
-    url = embedded.resolve(settings)
     while True:
         try:
-            session = connect(
-                settings.database.direct_url or url,
-                schema=settings.database.schema,
-                application_name="orchestrator check",
-                connect_timeout=settings.database.connect_timeout,
-            )
+            session = open_session(settings, "check", direct=True)
             break
         except DatabaseUnavailable as error:
             if backoff.tries == 0:
                 log.warning("database.unavailable", reason=str(error))
             time.sleep(backoff.next())
     try:
-        if settings.database.url == "embedded":
+        if settings.database.is_embedded:
             migrate.migrate(session)
         migrate.check(session)
     except OrchestratorError as error:

@@ -130,20 +130,20 @@ def spell_wakes(wakes: dict[str, tuple[int, int]]) -> str:
 
 def has_marker(pid: int, run: str) -> bool:
     """Tell whether a process belongs to the run of a supervisor; False when it is gone."""
-    try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
-    return f"{MARKER}={run}".encode() in environ.split(b"\0")
+    return _has_in_environment(pid, MARKER, run)
 
 
 def is_kind(pid: int, kind: str) -> bool:
     """Tell whether a process was started by a supervisor as this kind of child."""
+    return _has_in_environment(pid, KIND, kind)
+
+
+def _has_in_environment(pid: int, name: str, value: str) -> bool:
     try:
         environ = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return False
-    return f"{KIND}={kind}".encode() in environ.split(b"\0")
+    return f"{name}={value}".encode() in environ.split(b"\0")
 
 
 def is_lock_free(path: str | Path) -> bool:

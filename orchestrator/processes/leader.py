@@ -22,8 +22,7 @@ import sys
 import time
 
 from orchestrator import logs, metrics
-from orchestrator.db import embedded
-from orchestrator.db.connection import Backoff, Session, StatementTimeout, connect
+from orchestrator.db.connection import Backoff, Session, StatementTimeout
 from orchestrator.duties import Duty
 from orchestrator.duties.count import Count
 from orchestrator.duties.promote import Promote
@@ -32,6 +31,7 @@ from orchestrator.duties.rescue import Rescue
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.processes.birth import begin
 from orchestrator.processes.identity import PASSED_SIGNALS
+from orchestrator.processes.sessions import open_session
 from orchestrator.processes.signals import SignalInbox
 from orchestrator.store import leader, nodes
 
@@ -59,7 +59,9 @@ class Leader:
         backoff = Backoff()
         while not self.is_stopping:
             try:
-                session = self._connect()
+                session = open_session(
+                    self.settings, "leader", direct=True, statement_timeout=DUTY_SECONDS
+                )
             except DatabaseUnavailable as error:
                 self._complain(backoff, error)
                 continue
@@ -78,16 +80,6 @@ class Leader:
     def _step_down(self) -> None:
         self.header.is_leader = False
         self.count.forget()
-
-    def _connect(self) -> Session:
-        database = self.settings.database
-        return connect(
-            database.direct_url or embedded.resolve(self.settings),
-            schema=database.schema,
-            application_name="orchestrator leader",
-            connect_timeout=database.connect_timeout,
-            statement_timeout=DUTY_SECONDS,
-        )
 
     def _complain(self, backoff: Backoff, error: DatabaseUnavailable) -> None:
         if backoff.tries == 0:

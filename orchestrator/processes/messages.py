@@ -23,6 +23,9 @@ from orchestrator.slots import Phase
 
 MAX_BYTES = 1 << 20
 
+# Exit codes of the daemon that a child may ask for: start again later; it would not help.
+EXIT_TEMPORARY, EXIT_CONFIG = 75, 78
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     """Base of all messages."""
@@ -44,7 +47,7 @@ class Failed(Message, frozen=True, kw_only=True, tag="failed"):
     """The child cannot do its work, and starting it again would not help."""
 
     message: str
-    exit_code: int = 78
+    exit_code: int = EXIT_CONFIG
 
 
 class Born(Message, frozen=True, kw_only=True, tag="born"):

@@ -42,8 +42,7 @@ import psycopg2
 import psycopg2.extensions
 
 from orchestrator import config, logs, metrics
-from orchestrator.db import embedded
-from orchestrator.db.connection import Backoff, Keepalives, Session, StatementTimeout, connect
+from orchestrator.db.connection import Backoff, Keepalives, Session, StatementTimeout
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.options import Policy, match
 from orchestrator.outcome import Answer, Budget, Cause
@@ -51,6 +50,7 @@ from orchestrator.processes import crashes, identity, messages
 from orchestrator.processes.birth import begin
 from orchestrator.processes.messages import Report
 from orchestrator.processes.registration import NotYet, Refused, Registration
+from orchestrator.processes.sessions import open_session
 from orchestrator.processes.signals import SignalInbox
 from orchestrator.slots import Phase
 from orchestrator.store import doorbell, nodes
@@ -64,7 +64,6 @@ ANSWER_SECONDS = 5.0
 UNHOLD_SLICE = 1000
 BURY_SECONDS = 5.0
 LEAVE_SECONDS = 3.0
-EXIT_TEMPORARY = 75
 
 log = logs.get("steward")
 
@@ -102,7 +101,6 @@ class Steward:
         self.header = self.slots.header
         self.supervisor = socket.socket(fileno=self.place.socket_fd)
         self.supervisor.setblocking(False)
-        self.url = embedded.resolve(self.settings)
         self.session: Session | None = None
         self.session_fd = -1
         self.backoff = Backoff()
@@ -232,16 +230,12 @@ class Steward:
         node = self.settings.node
         # Long on both sides: a cut cable must not free the node's lock before `worker_timeout`.
         patience = int(node.worker_timeout) + 10
-        long = Keepalives(patience, 5, 3)
-        database = self.settings.database
-        session = connect(
-            database.direct_url or self.url,
-            schema=database.schema,
-            application_name="orchestrator steward",
-            connect_timeout=database.connect_timeout,
+        session = open_session(
+            self.settings,
+            "steward",
+            direct=True,
             statement_timeout=max(0.5, node.heartbeat_interval / 4),
-            client_keepalives=long,
-            server_keepalives=long,
+            keepalives=Keepalives(patience, 5, 3),
         )
         try:
             self.registration.take(session, self.patterns)
@@ -417,7 +411,7 @@ class Steward:
         metrics.task_ended(row.type, outcome.ending, outcome.usage.wall_seconds)
         if outcome.budget is not Budget.NOTHING:
             spent = row.crashes if outcome.budget is Budget.CRASHES else row.failures
-            (metrics.dead if spent + 1 >= outcome.limit else metrics.retried)(row.type)
+            (metrics.dead if outcome.is_last(spent) else metrics.retried)(row.type)
         fields = {
             "task_id": row.id,
             "type": row.type,
@@ -468,7 +462,7 @@ class Steward:
 
     def refuse(self, reason: str) -> None:
         """Tell the supervisor that this node may not run."""
-        self._tell(messages.Failed(message=reason, exit_code=EXIT_TEMPORARY))
+        self._tell(messages.Failed(message=reason, exit_code=messages.EXIT_TEMPORARY))
 
     def _bury(self) -> None:
         """The supervisor is dead: end what is left of its run and write what it left undone."""
@@ -540,7 +534,7 @@ def main() -> int:
         steward.run()
     except Refused as error:
         steward.refuse(str(error))
-        return EXIT_TEMPORARY
+        return messages.EXIT_TEMPORARY
     return 0
 
 

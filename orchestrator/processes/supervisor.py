@@ -44,7 +44,6 @@ from orchestrator.slots import MAX_SLOTS, Phase, SlotView
 SWEEP_SECONDS = 0.25
 HEALTHY_SECONDS = 10.0
 STRANGERS_SECONDS = 5.0
-EXIT_CONFIG = 78
 
 log = logs.get("supervisor")
 
@@ -84,7 +83,7 @@ def run(settings: config.Settings) -> int:
         supervisor = Supervisor(settings)
     except ConfigError as error:
         log.error("supervisor.refused", reason=str(error))
-        return EXIT_CONFIG
+        return messages.EXIT_CONFIG
     try:
         return supervisor.loop()
     finally:

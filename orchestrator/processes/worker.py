@@ -29,14 +29,14 @@ import time
 import traceback
 
 from orchestrator import config, logs, metrics
-from orchestrator.db import embedded
-from orchestrator.db.connection import Backoff, Session, connect
+from orchestrator.db.connection import Backoff, Session
 from orchestrator.errors import DatabaseUnavailable, NodeRefused, PayloadError
 from orchestrator.mux import Mux
 from orchestrator.outcome import Answer, Ending, Outcome
 from orchestrator.processes import identity
 from orchestrator.processes.identity import Place
 from orchestrator.processes.messages import Spawn
+from orchestrator.processes.sessions import open_session
 from orchestrator.processes.signals import SignalInbox, forget_inherited
 from orchestrator.runner import Runner, refused
 from orchestrator.slots import Phase
@@ -98,7 +98,6 @@ class Worker:
         self.pool = next(
             pool for pool in settings.pools if pool.name == birth.name.rpartition("-")[0]
         )
-        self.url = embedded.resolve(settings)
         self.patterns = mux.patterns()
         slots = place.slots()
         self.header = slots.header
@@ -189,7 +188,6 @@ class Worker:
                 limit=1,
             )
         except NodeRefused as error:
-            self.slot.publish(Phase.IDLE)
             log.warning("claim.refused", reason=str(error))
             return []
         except DatabaseUnavailable as error:
@@ -198,7 +196,6 @@ class Worker:
             self._lost_connection(error)
             return []
         if not claims:
-            self.slot.publish(Phase.IDLE)
             return []
         metrics.claimed(time.monotonic() - began, len(claims))
         for claimed in claims:
@@ -208,14 +205,14 @@ class Worker:
 
     def _idle(self) -> None:
         """Wait for a byte of the pool's pipe, or for a signal."""
-        # Also after a report, when no claim may follow: only who is seen to be idle is woken.
+        # After an empty or refused claim, and after a report when no claim may follow: only who
+        # is seen to be idle is woken.
         self.slot.publish(Phase.IDLE)
         if self.session is None and self.backoff.tries:
             # The database is away: try again soon, a byte could not come.
             self._pause(self.backoff.next())
             return
-        if not self.was_idle:
-            self.was_idle = True
+        self.was_idle = True
         self._ring(self.place.idle_fd)
         self.waiting.poll()
         with contextlib.suppress(BlockingIOError):
@@ -267,7 +264,8 @@ class Worker:
         while True:
             session = self._connected()
             if session is None:
-                self._pause(self.backoff.next())
+                # Not `_pause`: a signal that waits to be read would end it at once, every time.
+                time.sleep(self.backoff.next())
                 continue
             try:
                 answer = self._record(session, claimed, outcome)
@@ -312,7 +310,7 @@ class Worker:
             outcome=outcome.ending,
         )
         if outcome.ending in (Ending.FAILED, Ending.TIMED_OUT):
-            is_dead = outcome.dead_reason is not None or claimed.failures + 1 >= outcome.limit
+            is_dead = outcome.is_last(claimed.failures)
             (metrics.dead if is_dead else metrics.retried)(claimed.type)
             log.warning(
                 "task.died" if is_dead else "task.failed",
@@ -329,12 +327,7 @@ class Worker:
         if self.session is not None:
             return self.session
         try:
-            self.session = connect(
-                self.url,
-                schema=self.settings.database.schema,
-                application_name=f"orchestrator {self.birth.name}",
-                connect_timeout=self.settings.database.connect_timeout,
-            )
+            self.session = open_session(self.settings, self.birth.name)
         except DatabaseUnavailable as error:
             self._lost_connection(error)
             return None

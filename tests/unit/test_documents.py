@@ -14,7 +14,7 @@ import pytest
 from orchestrator.cli import daemon, failures
 from orchestrator.cli.control import main as orchestratorctl
 from orchestrator.outcome import BUDGET_OF_CAUSE, Budget, Ending
-from orchestrator.processes import check, identity, steward, supervisor
+from orchestrator.processes import identity, messages, supervisor
 from orchestrator.task import State
 
 ROOT = Path(__file__).parents[2]
@@ -180,9 +180,8 @@ def test_operations_lists_the_exit_codes_of_the_daemon() -> None:
 
     assert {int(row[0]) for row in rows} == codes_in(daemon.__doc__)
     assert {
-        check.EXIT_TEMPORARY,
-        steward.EXIT_TEMPORARY,
-        supervisor.EXIT_CONFIG,
+        messages.EXIT_TEMPORARY,
+        messages.EXIT_CONFIG,
         daemon.EXIT_CONFIGURATION,
     } <= codes_in(daemon.__doc__)
 
