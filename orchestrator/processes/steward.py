@@ -114,6 +114,7 @@ class Steward:
         self.holds_sleep_lock = False
         self.may_have_more = False
         self.beat_at = self.poll_at = self.reconcile_at = 0.0
+        self.told_pids: list[int] = []  # of the workers in the last beat
         self.selector = selectors.DefaultSelector()
         for source in (self.inbox, self.place.life_fd, self.supervisor, self.place.idle_fd):
             self.selector.register(source, selectors.EVENT_READ)
@@ -291,6 +292,8 @@ class Steward:
     def _workers(self) -> str:
         """Describe the slots, for `orchestratorctl worker list`."""
         now = time.monotonic_ns()
+        views = self.slots.occupied()
+        self.told_pids = [view.pid for view in views]
         return msgspec.json.encode(
             [
                 {
@@ -303,7 +306,7 @@ class Steward:
                         round((now - view.started_ns) / 1e9, 3) if view.started_ns else None
                     ),
                 }
-                for view in self.slots.occupied()
+                for view in views
             ]
         ).decode()
 
@@ -339,7 +342,10 @@ class Steward:
             while unhold(session, patterns=self.patterns, limit=UNHOLD_SLICE) == UNHOLD_SLICE:
                 pass
         idle: dict[str, int] = {}
-        for view in self.slots.occupied():
+        views = self.slots.occupied()
+        if [view.pid for view in views] != self.told_pids:
+            self.beat_at = 0.0  # a worker was born or died: say so before the beat is due
+        for view in views:
             if view.is_ready and view.phase is Phase.IDLE:
                 idle[view.pool] = idle.get(view.pool, 0) + 1
         if not idle and self.holds_sleep_lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -231,3 +233,22 @@ def test_outcome_that_cannot_be_reported_is_kept_until_the_database_is_back(
         assert outcomes(ended) == ["succeeded"]
         assert ledger.read_text().count("start ") == 1
     client.close()
+
+
+# -- what the database knows of the workers
+
+
+def test_workers_are_in_the_database_soon_after_a_birth_or_a_death_not_at_the_next_beat(
+    dsn: str, tmp_path: Path, session: Session
+) -> None:
+    rare = {"node.heartbeat_interval": "5m", "node.worker_timeout": "20m"}
+    with running(dsn, tmp_path, settings=rare) as node:
+        told = "select workers from node where state = 'alive'"
+
+        def pids() -> set[int]:
+            return {worker["pid"] for worker in rows(session, told)[0][0]}
+
+        eventually(lambda: pids() == set(node.workers().values()))
+        os.kill(node.workers()["cpu-0"], signal.SIGKILL)
+
+        eventually(lambda: len(pids()) == 2 and pids() == set(node.workers().values()))
