@@ -235,6 +235,34 @@ def test_outcome_that_cannot_be_reported_is_kept_until_the_database_is_back(
     client.close()
 
 
+def test_worker_that_reports_and_was_told_to_stop_waits_for_the_database_without_spinning(
+    own: OwnServer, tmp_path: Path
+) -> None:
+    client = Client(own.dsn)
+    ledger = tmp_path / "ledger"
+    with running(own.dsn, tmp_path / "node") as node:
+        task = client.enqueue("sleep", {"seconds": 1, "ledger": str(ledger)})
+        eventually(lambda: ledger.exists() and "start " in ledger.read_text())
+        pid = int(ledger.read_text().split()[3])
+        own.end(FAST)
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: "end " in ledger.read_text())
+
+        used, began = cpu_seconds(pid), time.monotonic()
+        eventually(lambda: time.monotonic() - began > 3.0)  # the length of the measurement
+        share = (cpu_seconds(pid) - used) / (time.monotonic() - began)
+        own.start()
+
+        assert share < 0.25  # it had been 0.9
+        assert outcomes(client.wait(task, timeout=20)) == ["succeeded"]
+    client.close()
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 # -- what the database knows of the workers
 
 
