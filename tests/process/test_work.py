@@ -240,7 +240,7 @@ def test_worker_that_reports_and_was_told_to_stop_waits_for_the_database_without
 ) -> None:
     client = Client(own.dsn)
     ledger = tmp_path / "ledger"
-    with running(own.dsn, tmp_path / "node") as node:
+    with running(own.dsn, tmp_path / "node"):
         task = client.enqueue("sleep", {"seconds": 1, "ledger": str(ledger)})
         eventually(lambda: ledger.exists() and "start " in ledger.read_text())
         pid = int(ledger.read_text().split()[3])
