@@ -339,8 +339,12 @@ class Steward:
         session = self.session
         assert session is not None
         if self.patterns:
-            while unhold(session, patterns=self.patterns, limit=UNHOLD_SLICE) == UNHOLD_SLICE:
-                pass
+            for pool in self.settings.pools:
+                while (
+                    unhold(session, patterns=self.patterns, queues=pool.queues, limit=UNHOLD_SLICE)
+                    == UNHOLD_SLICE
+                ):
+                    pass
         idle: dict[str, int] = {}
         views = self.slots.occupied()
         if [view.pid for view in views] != self.told_pids:

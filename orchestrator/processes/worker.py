@@ -41,8 +41,7 @@ from orchestrator.processes.signals import SignalInbox, forget_inherited
 from orchestrator.runner import Runner, refused
 from orchestrator.slots import Phase
 from orchestrator.store.claim import claim
-from orchestrator.store.fail import fail
-from orchestrator.store.finish import finish, finish_cancelled
+from orchestrator.store.record import record
 from orchestrator.task import Claim
 
 log = logs.get("worker")
@@ -268,7 +267,7 @@ class Worker:
                 time.sleep(self.backoff.next())
                 continue
             try:
-                answer = self._record(session, claimed, outcome)
+                answer = record(session, claimed, outcome)
             except PayloadError as error:
                 # The database refuses what we cleaned: the task must not hang for it.
                 outcome = refused(claimed, outcome, self.runner.policy(claimed), error)
@@ -277,15 +276,6 @@ class Worker:
             else:
                 break
         self._count(claimed, outcome, answer)
-
-    @staticmethod
-    def _record(session: Session, claimed: Claim, outcome: Outcome) -> Answer:
-        if outcome.ending is Ending.SUCCEEDED:
-            return finish(session, [(claimed, outcome)])[0]
-        if outcome.ending is Ending.CANCELLED:
-            message = outcome.failure.message if outcome.failure else ""
-            return finish_cancelled(session, claimed, message=message, usage=outcome.usage)
-        return fail(session, task_id=claimed.task_id, token=claimed.token, outcome=outcome)
 
     def _count(self, claimed: Claim, outcome: Outcome, answer: Answer) -> None:
         """Count on `recorded` only: a repeated report must not count twice."""
