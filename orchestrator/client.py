@@ -302,19 +302,31 @@ class Client:
         type: TaskType[Any, Any] | str | None = None,
         queue: str | None = None,
         tag: str | None = None,
+        error: str | None = None,
+        older_than: str | float | timedelta | None = None,
+        newer_than: str | float | timedelta | None = None,
         limit: int | None = None,
     ) -> Iterator[Task[Any]]:
         """Iterate over tasks, newest first, without their attempts.
 
-        None matches everything. Read in pages of 500: what changes meanwhile may or may not show.
+        None matches everything. A `type` that ends in ":" is a prefix; `error` is a part of what a
+        task shows as its error, in whatever case; the ages count from when it was created. Read in
+        pages of 500: what changes meanwhile may or may not show.
         """
-        states = None if state is None else _states(state)
-        name = type.name if isinstance(type, TaskType) else type
+        filters = stored.Filters(
+            states=None if state is None else _states(state),
+            type=type.name if isinstance(type, TaskType) else type,
+            queue=queue,
+            tag=tag,
+            error=error,
+            older_than=None if older_than is None else seconds(older_than),
+            newer_than=None if newer_than is None else seconds(newer_than),
+        )
         before: int | None = None
         left = limit
         while left is None or left > 0:
             size = _PAGE if left is None else min(_PAGE, left)
-            found = self._run(_page(states, name, queue, tag, before, size), is_repeatable=True)
+            found = self._run(_page(filters, before, size), is_repeatable=True)
             yield from found
             if len(found) < size:
                 return
@@ -624,16 +636,9 @@ def _own_transaction(conn: Any) -> Iterator[None]:
 
 
 def _page(
-    states: list[State] | None,
-    type: str | None,
-    queue: str | None,
-    tag: str | None,
-    before: int | None,
-    limit: int,
+    filters: stored.Filters, before: int | None, limit: int
 ) -> Callable[[Session], list[Task[Any]]]:
-    return lambda session: stored.page(
-        session, states=states, type=type, queue=queue, tag=tag, before=before, limit=limit
-    )
+    return lambda session: stored.page(session, filters, before=before, limit=limit)
 
 
 def _states(state: State | str | Sequence[State | str]) -> list[State]:
