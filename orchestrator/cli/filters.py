@@ -32,6 +32,16 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since clic
             self.fail(str(error), param, ctx)
 
 
+class Seconds(Duration):
+    """A duration, or a plain number of seconds."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        is_number = isinstance(value, str) and value.replace(".", "", 1).isdecimal()
+        return super().convert(float(value) if is_number else value, param, ctx)
+
+
 class Name(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """The name of a task type or a queue; the shell completes those that the database has."""
 
@@ -54,7 +64,8 @@ class Name(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-DURATION, TYPE, QUEUE = Duration(), Name("type"), Name("queue")
+DURATION, SECONDS = Duration(), Seconds()
+TYPE, QUEUE = Name("type"), Name("queue")
 
 
 def filter_options(states: Sequence[State]) -> Callable[[F], F]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import click
 
 from orchestrator.cli.access import Access, output_option
-from orchestrator.cli.filters import DURATION
+from orchestrator.cli.filters import SECONDS
 from orchestrator.cli.output import Format, show
 from orchestrator.store.types import types
 
@@ -20,10 +20,10 @@ _COLUMNS = ("type", "enqueued", "ready", "scheduled", "held", "running", "succee
 @click.command()
 @click.option(
     "--watch",
-    type=DURATION,
+    type=SECONDS,
     is_flag=False,
     flag_value="2",
-    metavar="[DURATION]",
+    metavar="[SECONDS]",
     help="Again every 2 s, or as often as said, until Ctrl-C.",
 )
 @output_option
