@@ -42,7 +42,8 @@ QUICK = {
 class Node:
     """One daemon. `settings` are dotted keys; values are TOML without quotes for durations.
 
-    `pools` is TOML in place of the one pool `cpu`; `processes` is then their number in all.
+    `pools` is TOML in place of the one pool `cpu`; `processes` is then their number in all. `paths`
+    are folders where handlers are looked for before the checkout.
     """
 
     dsn: str
@@ -50,6 +51,7 @@ class Node:
     processes: int = 2
     settings: dict[str, str] = field(default_factory=dict)
     handlers: tuple[str, ...] = ("tests.handlers",)
+    paths: tuple[Path, ...] = ()
     pools: str = ""
     name: str = "node"
     process: subprocess.Popen[bytes] | None = None
@@ -89,11 +91,12 @@ class Node:
             lines.append(f"[{section}]")
             lines.extend(f"{name} = {_toml(value)}" for name, value in content.items())
             if section == "handlers":
-                lines.append(f'path = ["{ROOT}"]\nmodules = {json.dumps(self.handlers)}')
+                path = json.dumps([*map(str, self.paths), str(ROOT)])
+                lines.append(f"path = {path}\nmodules = {json.dumps(self.handlers)}")
         lines.append(self.pools or f'[[pool]]\nname = "cpu"\nprocesses = {self.processes}')
-        path = self.directory / "orchestrator.toml"
-        path.write_text("\n".join(lines) + "\n")
-        return path
+        file = self.directory / "orchestrator.toml"
+        file.write_text("\n".join(lines) + "\n")
+        return file
 
     @property
     def log_path(self) -> Path:

@@ -27,7 +27,8 @@ NUMBER = 96
 def make_world(session: Session) -> None:
     """Put tasks of every state, type, queue and tag into the tables, one a minute until now.
 
-    Task 20 was created long after its id was drawn, as an enqueue that waited for another.
+    Every seventh of the older ones was created long after its id was drawn, as by an enqueue that
+    waited for another.
     """
     rows(
         session,
@@ -36,7 +37,7 @@ def make_world(session: Session) -> None:
         insert into type (name) values ('email:send'), ('email:bulk'), ('sync');
         insert into task (id, type, queue, priority, created_at, run_at, payload, tags)
         select i, mod(i, 3) + 1, mod(i / 3, 2) + 2, 0,
-               at + case when i = 20 then interval '40 min' else '0' end,
+               at + case when mod(i, 7) = 3 and i < 50 then interval '40 min' else '0' end,
                at, '1', (array['{}', '{red}', '{green,red}', '{other}'])[mod(i / 6, 4) + 1]::text[]
         from (select i, now() - make_interval(mins => %(number)s - i) as at
               from generate_series(1, %(number)s) i) x;

@@ -13,7 +13,7 @@ with body as not materialized (
       and (%(created_before)s::timestamptz is null or t.created_at < %(created_before)s)
 ), others as not materialized (
     -- Every task that has not succeeded.
-    select s.id, s.queue
+    select s.id, s.queue, s.attempt, s.reason
     from (
         select id, 'ready' as state, attempt, type, queue, null::text as reason from {schema}.ready
         union all select id, 'scheduled', attempt, type, queue, null from {schema}.scheduled
@@ -27,20 +27,13 @@ with body as not materialized (
       and (%(states)s::text[] is null or s.state = any (%(states)s::text[]))
       and (not %(by_kind)s or (s.type = any (%(types)s::int[])
                                and (s.queue is null or s.queue = any (%(queues)s::int[]))))
-      and (%(error)s::text is null or (
-          -- What a task shows as its error: that of its last attempt, else why it is held or dead.
-          (s.attempt > 0 or s.reason is not null)
-          and strpos(lower(coalesce(
-              (select nullif(concat_ws(': ', a.error_type, nullif(a.error_message, '')), '')
-               from {schema}.attempt a where a.id = s.id and a.attempt = s.attempt),
-              s.reason)), lower(%(error)s)) > 0))
 ), tagged as materialized (
     -- A tag is rare, or else soon found.
     select t.id from {schema}.task t
     where t.tags @> array[%(tag)s::text] and t.tags <> '{}' limit 5001
 ), newest as materialized (
     select b.id
-    from (select * from body where id >= %(low)s and id < %(high)s order by id desc limit 20000) b
+    from (select * from body where id >= %(low)s and id < %(high)s order by id desc limit 100000) b
     where b.tags @> array[%(tag)s::text] and (select count(*) from tagged) > 5000
       and (not %(by_kind)s or (b.type = any (%(types)s::int[]) and b.queue = any (%(queues)s::int[])))
     order by b.id desc limit %(limit)s
@@ -74,7 +67,13 @@ with body as not materialized (
        and (%(any_state)s
             or (%(by_body)s and exists (select from {schema}.outcome o
                                         where o.id = t.id and o.state = 'succeeded' offset 0))
-            or (%(by_state)s and exists (select from others o where o.id = t.id offset 0)))
+            or (%(by_state)s and exists (
+                select from others s where s.id = t.id and (%(error)s::text is null or (
+                (s.attempt > 0 or s.reason is not null) and strpos(lower(coalesce(
+                    (select nullif(concat_ws(': ', a.error_type, nullif(a.error_message, '')), '')
+                     from {schema}.attempt a where a.id = s.id and a.attempt = s.attempt),
+                    s.reason)), lower(%(error)s)) > 0))
+                offset 0)))
      order by t.id desc limit %(limit)s)
     union all
     select n.id from newest n
@@ -103,14 +102,21 @@ with body as not materialized (
      from others s
      where (%(tag)s::text is null or (select count(*) from tagged) > 5000)
        and s.id >= %(low)s and s.id < %(high)s
-       and (not %(by_body_too)s or exists (
+       -- The error first: it lets fewer through than the rest.
+       and case when %(error)s::text is null or (
+           -- What a task shows as its error: that of its last attempt, else why it is held or dead.
+           (s.attempt > 0 or s.reason is not null) and strpos(lower(coalesce(
+               (select nullif(concat_ws(': ', a.error_type, nullif(a.error_message, '')), '')
+                from {schema}.attempt a where a.id = s.id and a.attempt = s.attempt),
+               s.reason)), lower(%(error)s)) > 0)
+       then not %(by_body_too)s or exists (
            select from {schema}.task t
            where t.id = s.id
              and (not %(by_kind)s or t.queue = any (%(queues)s::int[]))
              and (%(tag)s::text is null or t.tags @> array[%(tag)s::text])
              and (%(created_from)s::timestamptz is null or t.created_at >= %(created_from)s)
              and (%(created_before)s::timestamptz is null or t.created_at < %(created_before)s)
-           offset 0))
+           offset 0) end
      order by s.id desc limit %(limit)s)
 )
 select t.id, t.type, t.queue, t.state, t.priority, t.attempt, t.max_attempts, t.payload::text,
