@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,8 @@ class AsyncWorker:
         self.by_claim: dict[tuple[int, int], Lane] = {}
         self.ended: list[Lane] = []
         self.progress: dict[tuple[int, int], Said] = {}
+        # Handlers may say it in threads of theirs.
+        self.progress_lock = threading.Lock()
         self.progress_at = 0.0
         self.alone: Claim | None = None
         self.was_told_to_stop = False
@@ -314,20 +317,30 @@ class AsyncWorker:
     # -- progress
 
     def _keep_progress(self, claimed: Claim, said: Said) -> None:
-        # Handlers may say it in a thread of theirs.
-        self.progress[claimed.task_id, claimed.token] = said
-        self.loop.call_soon_threadsafe(self.news.set)
+        with self.progress_lock:
+            is_first = not self.progress
+            self.progress[claimed.task_id, claimed.token] = said
+        if is_first:
+            # A loop that is closed writes nothing more.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self.news.set)
+
+    def _take_progress(self, *keys: tuple[int, int]) -> list[Report]:
+        """Return what was said, by some attempts or, without `keys`, by all, and forget it."""
+        with self.progress_lock:
+            said = [
+                (key, self.progress.pop(key))
+                for key in keys or list(self.progress)
+                if key in self.progress
+            ]
+        return [Report(*key, words.done, words.total, words.message) for key, words in said]
 
     async def _write_progress(self) -> None:
         now = time.monotonic()
         if not self.progress or now < self.progress_at + PROGRESS_SECONDS:
             return
         self.progress_at = now
-        said, self.progress = self.progress, {}
-        reports = [
-            Report(task_id, token, words.done, words.total, words.message)
-            for (task_id, token), words in said.items()
-        ]
+        reports = self._take_progress()
         # What cannot be kept is dropped: the next word is newer.
         await self._with_session(lambda session: report_progress(session, reports))
 
@@ -352,6 +365,12 @@ class AsyncWorker:
     def _record(self, session: Session, batch: list[Lane]) -> list[Answer]:
         """Record ends: successes together, the others one by one; answers in their order."""
         ends = {lane: (lane.claim, lane.outcome) for lane in batch}
+        # While they still count as running.
+        last_words = self._take_progress(
+            *((claim.task_id, claim.token) for claim, _ in ends.values() if claim is not None)
+        )
+        if last_words:
+            report_progress(session, last_words)
         answers: dict[Lane, Answer] = {}
         successes = [
             (lane, claim, outcome)
