@@ -75,6 +75,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while message := server.recv(1 << 20):
                 client.sendall(message)
+        # Closing alone would wait for the other pump, which waits for the client.
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
         client.close()
         server.close()
 

@@ -29,6 +29,7 @@ import psycopg2
 import psycopg2.extensions
 
 from orchestrator.db.connection import Session, translated_errors
+from orchestrator.errors import DatabaseUnavailable
 from orchestrator.outcome import Answer, Outcome
 from orchestrator.store.finish import finish_within
 from orchestrator.task import Claim
@@ -164,6 +165,11 @@ class EffectsConnection(psycopg2.extensions.connection):  # type: ignore[misc]
 
     def _check_whole(self) -> None:
         """Make sure that all that the attempt did is in this transaction, and can be committed."""
+        if self.closed:
+            raise DatabaseUnavailable(
+                "ctx.connection() was closed by the server while the handler ran, which rolled "
+                "back all of its effects"
+            )
         if self.get_transaction_status() == _FAILED:
             raise RuntimeError(_HAD_FAILED)
         # Types that a handler registered here would read our rows, and its encoding our texts.

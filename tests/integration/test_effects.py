@@ -514,7 +514,7 @@ def test_connection_terminated_before_the_last_statement_breaks_that_and_the_att
         book(connection, claimed)
     # A new one would commit the second half alone.
     assert worker.effects.connection(claimed) is connection
-    with pytest.raises((psycopg2.Error, RuntimeError)):
+    with pytest.raises(DatabaseUnavailable, match=r"closed by the server while the handler ran"):
         worker.effects.commit(claimed, SUCCESS)
 
     assert worker.undo(claimed) is Answer.RECORDED
