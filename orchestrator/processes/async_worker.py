@@ -34,6 +34,7 @@ from orchestrator.errors import Cancelled, DatabaseUnavailable, PayloadError
 from orchestrator.interrupts import Interrupts
 from orchestrator.mux import Mux
 from orchestrator.outcome import Answer, Ending, Outcome
+from orchestrator.processes import progress
 from orchestrator.processes.claimant import Claimant
 from orchestrator.processes.identity import PASSED_SIGNALS, Place
 from orchestrator.processes.messages import Spawn
@@ -41,7 +42,7 @@ from orchestrator.processes.signals import STOP_ATTEMPT
 from orchestrator.runner import Runner, refused
 from orchestrator.slots import Phase, RecordWriter
 from orchestrator.store.finish import finish
-from orchestrator.store.progress import Report, report_progress
+from orchestrator.store.progress import Report
 from orchestrator.store.record import record
 from orchestrator.store.release import release
 from orchestrator.task import Claim
@@ -342,7 +343,7 @@ class AsyncWorker:
         self.progress_at = now
         reports = self._take_progress()
         # What cannot be kept is dropped: the next word is newer.
-        await self._with_session(lambda session: report_progress(session, reports))
+        await self._with_session(lambda session: progress.write(session, reports))
 
     # -- report
 
@@ -370,7 +371,7 @@ class AsyncWorker:
             *((claim.task_id, claim.token) for claim, _ in ends.values() if claim is not None)
         )
         if last_words:
-            report_progress(session, last_words)
+            progress.write(session, last_words)
         answers: dict[Lane, Answer] = {}
         successes = [
             (lane, claim, outcome)

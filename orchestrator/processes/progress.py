@@ -1,19 +1,21 @@
-"""What a handler says of how far it is, on its way to the database: at a bounded pace, or dropped.
+"""What handlers say of how far they are, on its way to the database: at a bounded pace, or dropped.
 
-For workers that run one task at a time. The words go through the worker's own session, which is
-free while its handler runs; in async pools the desk writes them (`async_worker`).
+`ProgressOfOne` is for workers that run one task at a time: its words go through the worker's own
+session, which is free while the handler runs. In async pools the desk gathers and writes them
+(`async_worker`).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg2
 
 from orchestrator import logs
 from orchestrator.context import Said
+from orchestrator.db.connection import Session
 from orchestrator.errors import DatabaseUnavailable, OrchestratorError
 from orchestrator.processes.claimant import Claimant
 from orchestrator.store.progress import Report, report_progress
@@ -90,9 +92,21 @@ class ProgressOfOne:
             return
         report = Report(claim.task_id, claim.token, said.done, said.total, said.message)
         try:
-            report_progress(session, [report])
+            write(session, [report])
         except DatabaseUnavailable as error:
             self._claimant.lost(error)
-        except (OrchestratorError, psycopg2.Error) as error:
-            # No word is worth an attempt.
-            log.warning("progress.refused", task_id=claim.task_id, reason=str(error))
+
+
+def write(session: Session, reports: Sequence[Report]) -> None:
+    """Write what handlers said; what the database refuses is dropped, as no word is worth a task.
+
+    Raises:
+        DatabaseUnavailable: the session is gone.
+    """
+    try:
+        report_progress(session, reports)
+    except DatabaseUnavailable:
+        raise
+    except (OrchestratorError, psycopg2.Error) as error:
+        tasks = [report.task_id for report in reports]
+        log.warning("progress.refused", task_ids=tasks, reason=str(error))
