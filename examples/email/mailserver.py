@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
+import os
 import socketserver
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from email import message_from_bytes, policy
@@ -109,7 +109,7 @@ def show(received: Received) -> None:
 
 def main() -> None:
     """Serve until interrupted."""
-    port = int(sys.argv[1]) if len(sys.argv) > 1 else 2525
+    port = int(os.environ.get("SMTP_PORT", "2525"))
     with MailServer(port) as server:
         server.on_message = show
         print(f"a mail server that delivers nothing, at 127.0.0.1:{server.port}", flush=True)

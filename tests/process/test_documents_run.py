@@ -1,0 +1,214 @@
+"""The code in the documents runs: Python, SQL and commands of the shell, as readers have them.
+
+Per page and in its order: Python in one namespace, in a process of its own; SQL in one database;
+commands in one shell. QUICKSTART.md has a test of its own, which compares what is printed.
+
+A file named in the first line of a block is written, so that later blocks can import it. A page
+with a file `orchestrator.toml` has a node that runs the handlers which that names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from orchestrator.db.connection import Session
+from tests.blocks import PAGES, ROOT, run_blocks
+from tests.checkout import copy_checkout, environment, lend_environment
+from tests.node import free_address, running
+from tests.session import Reader, Shell, typed
+from tests.sql import rows
+from tests.support import eventually
+
+QUICKSTART = ROOT / "QUICKSTART.md"
+SERVER = re.compile(r"postgres(?:ql)?://[\w.:@/-]*\w")
+# What a print is said to print.
+PRINTED = re.compile(r"^ *print\(.*\) +# (.+)$", re.MULTILINE)
+# Runs blocks from standard input, as [place, line, code], and keeps their lines for tracebacks.
+RUN = """
+import ast, asyncio, inspect, json, sys, types
+page = types.ModuleType("page")
+sys.modules["page"] = page  # dataclasses look up their module by name
+with asyncio.Runner() as runner:
+    for place, line, code in json.load(sys.stdin):
+        compiled = compile("\\n" * line + code, place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        done = eval(compiled, page.__dict__)
+        if inspect.iscoroutine(done):
+            async def run(done=done):
+                await done
+            runner.run(run())
+"""
+
+
+def pages(*languages: str) -> list[Path]:
+    return [page for page in PAGES if page != QUICKSTART and run_blocks(page, *languages)]
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+# -- Python
+
+
+@pytest.mark.parametrize("page", pages("python"), ids=named)
+def test_python_of_a_page_runs_and_prints_what_it_says(
+    page: Path, dsn: str, tmp_path: Path
+) -> None:
+    files = write_files(page, tmp_path)
+    blocks = run_blocks(page, "python")
+    code = [(str(block), block.line, SERVER.sub(dsn, block.content)) for block in blocks]
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+        "DATABASE_URL": dsn,
+    }
+
+    with node_of(files.get("orchestrator.toml"), dsn, tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-c", RUN],
+            input=json.dumps(code),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environ,
+            timeout=60,
+        )
+
+    assert done.returncode == 0, done.stderr
+    printed = [line for block in blocks for line in PRINTED.findall(block.content)]
+    assert done.stdout.splitlines() == printed
+
+
+def write_files(page: Path, folder: Path) -> dict[str, Path]:
+    """Write the files that a page names; return their paths by their names."""
+    written = {}
+    for block in run_blocks(page):
+        if block.file is not None:
+            path = folder / block.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.content)
+            written[block.file] = path
+    return written
+
+
+def node_of(settings: Path | None, dsn: str, folder: Path) -> object:
+    """Give the node of a page, for the length of a block; of a page without settings, none."""
+    if settings is None:
+        return nullcontext()
+    modules = tomllib.loads(settings.read_text())["handlers"]["modules"]
+    return running(dsn, folder / "node", handlers=tuple(modules), path=folder)
+
+
+# -- SQL
+
+
+@pytest.mark.parametrize("page", pages("sql"), ids=named)
+def test_sql_of_a_page_runs(page: Path, session: Session) -> None:
+    for block in run_blocks(page, "sql"):
+        rows(session, block.content.replace("%", "%%"))
+
+
+# -- the shell
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    checkout = copy_checkout(tmp_path / "checkout")
+    lend_environment(checkout)
+    return checkout
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in pages("console", "sh") if p.parent.name == "docs"], ids=named
+)
+def test_commands_of_a_page_do_what_it_says(
+    page: Path, dsn: str, tmp_path: Path, state: Path, checkout: Path
+) -> None:
+    for name, content in FILES.items():
+        (checkout / name).write_text(content)
+    address = free_address()
+    with running(dsn, tmp_path / "node", settings={"web.bind": address}) as node:
+        config = str(node.directory / "orchestrator.toml")
+        path = os.pathsep.join([str(checkout / "bin"), os.environ["PATH"]])
+        shell = Shell(checkout, environment(state, ORCHESTRATOR_CONFIG=config, PATH=path))
+        reader = Reader(shell, {"localhost:9090": address})
+        try:
+            for block in run_blocks(page, "console", "sh"):
+                for command in typed(block):
+                    reader.type(command)
+        finally:
+            shell.close()
+
+
+# What the pages speak of and do not show.
+FILES = {
+    "bad.toml": '[node]\nheartbeat_intervall = "2s"\nworker_timeout = "5s"\nkill_grace = "1s"\n',
+}
+
+
+@pytest.fixture
+def example_shell(checkout: Path, state: Path) -> Iterator[Shell]:
+    shell = Shell(checkout, environment(state, SMTP_PORT=port_of(free_address())))
+    yield shell
+    shell.close()
+
+
+def port_of(address: str) -> str:
+    return address.rpartition(":")[2]
+
+
+def typed_but_the_last(name: str, shell: Shell, tmp_path: Path) -> str:
+    """Type what the README of an example says; return the last command."""
+    (block,) = run_blocks(ROOT / "examples" / name / "README.md", "sh")
+    *first, last = typed(block)
+    reader = Reader(shell, {"/tmp/": f"{tmp_path}/"})
+    for command in first:
+        reader.type(command)
+    return last.command.replace("/tmp/", f"{tmp_path}/")
+
+
+@pytest.mark.parametrize("name", ["email", "thumbnails", "simulation"])
+def test_commands_of_an_example_run_it(name: str, example_shell: Shell, tmp_path: Path) -> None:
+    last = typed_but_the_last(name, example_shell, tmp_path)
+
+    printed = example_shell.run(last)
+
+    assert EXPECTED[name] in printed.output
+    assert printed.code == (1 if name == "thumbnails" else 0)
+
+
+EXPECTED = {
+    "email": "sent as <",
+    # One of the samples is no picture, on purpose.
+    "thumbnails": "{'succeeded': 12, 'dead': 1}",
+    "simulation": "closed form",
+}
+
+
+def test_commands_of_the_web_application_serve_its_page(
+    example_shell: Shell, tmp_path: Path
+) -> None:
+    last = typed_but_the_last("webapp", example_shell, tmp_path)
+    address = free_address()
+
+    example_shell.run(f"{last} {port_of(address)} &")
+
+    def page() -> str:
+        try:
+            with urllib.request.urlopen(f"http://{address}/", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    assert "<h1>Orders</h1>" in eventually(page)
