@@ -29,7 +29,7 @@ _ANYTHING = "..."
 _TIME = r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\dZ"
 _TASK = r"^\d+(?= \S)|(?<=task )\d+|(?<=running )\d+"
 _PID = r"(?<![\w.])\d{4,}(?![\w.])"
-_OPEN = re.compile(rf"{_TIME}|{_TASK}|{_PID}|\d+\.\d+s?\b|\bvm\b|(?<=default-)\d+")
+_OPEN = re.compile(rf"{_TIME}|{_TASK}|{_PID}|\d+\.\d+s\b|\bvm\b|(?<=default-)\d+")
 # Commands that change nothing.
 _LOOKS = re.compile(r"\b(?:health|list|show)\b")
 _PATIENCE_SECONDS = 20.0
