@@ -39,6 +39,14 @@ def outcomes(client: Client, task_id: int) -> list[str | None]:
     return [attempt.outcome for attempt in client.get(task_id).attempts]
 
 
+def test_every_example_has_its_readme_its_task_types_and_its_handlers() -> None:
+    folders = [path for path in (ROOT / "examples").glob("[a-z]*") if path.is_dir()]
+
+    for folder in folders:
+        assert {"README.md", "tasks.py", "handlers.py"} <= {path.name for path in folder.iterdir()}
+        assert f"[{folder.name}](" in (ROOT / "examples/README.md").read_text()
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_settings_of_an_example_name_its_handlers(name: str) -> None:
     settings = config.load(str(ROOT / "examples" / name / "orchestrator.toml"), environ={})

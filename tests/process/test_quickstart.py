@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.first_hour import beginner, steps
 from orchestrator import __version__
 from tests.blocks import ROOT, Block, blocks
 from tests.checkout import copy_checkout, environment, lend_environment
@@ -42,6 +43,16 @@ def test_every_command_of_the_quickstart_prints_what_it_says(reader: Reader) -> 
             if command.command != DEMO:
                 printed = reader.type(command)
                 print(f"{printed.seconds:6.2f} s  {command.command}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_command_of_the_quickstart_works_from_a_wheel_in_a_fresh_environment() -> None:
+    with beginner("wheel") as reader:
+        done = list(steps(reader, "wheel"))
+
+    assert any("pip install" in step.text for step in done)
+    assert done[-1].text == "$ kill %1"
 
 
 def test_wheel_of_the_quickstart_is_the_one_that_this_version_makes() -> None:
