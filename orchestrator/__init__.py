@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from orchestrator.mux import Mux
     from orchestrator.retry import Retry
-    from orchestrator.task import State, Task
+    from orchestrator.task import Progress, State, Task
     from orchestrator.tasktype import TaskType
 
 __version__ = "0.1.0"
@@ -51,6 +51,7 @@ __all__ = [
     "NotDead",
     "OrchestratorError",
     "PayloadError",
+    "Progress",
     "Retry",
     "RetryAfter",
     "SchemaError",
@@ -69,7 +70,7 @@ _MODULES = {
     "context": ("Context",),
     "mux": ("Mux",),
     "retry": ("Retry",),
-    "task": ("State", "Task"),
+    "task": ("Progress", "State", "Task"),
     "tasktype": ("TaskType",),
     "errors": (
         "Cancelled",

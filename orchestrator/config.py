@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
 import re
 import socket
@@ -32,7 +33,7 @@ from orchestrator.config_rules import (
     DatabaseUrl,
     Duration,
     Flag,
-    QueueNames,
+    Queues,
     Rule,
     Text,
     Texts,
@@ -46,6 +47,8 @@ from orchestrator.options import Policy
 EMBEDDED = "embedded"
 # The slots of one supervisor are 256; six are left over for pools that grow by a signal.
 MAX_PROCESSES = 250
+# Tasks that the async pools of one node may run at once: each has a record in shared memory.
+MAX_CONCURRENT = 20_000
 
 _A_MOMENT = Duration(minimum=0.01)
 _COUNT = Whole(1, 32767)
@@ -109,7 +112,12 @@ class HandlersSettings(_Section, frozen=True, kw_only=True):
 
 
 class PoolSettings(_Section, frozen=True, kw_only=True):
-    """`[[pool]]`: worker processes that serve the same queues."""
+    """`[[pool]]`: worker processes that serve the same queues.
+
+    `queues` are served in this order, or, where `weights` is not empty, each with the weight in
+    the same place of `weights`. `concurrency` is how many tasks one process runs at once: always 1
+    in mode "process", 100 in mode "async" where nothing else is said.
+    """
 
     name: Annotated[
         str,
@@ -120,13 +128,24 @@ class PoolSettings(_Section, frozen=True, kw_only=True):
         ),
     ] = "default"
     processes: Annotated[int, Whole(1, MAX_PROCESSES, {"auto": cpus.available})] = 10
-    queues: Annotated[tuple[str, ...], QueueNames()] = ("*",)
-    mode: Annotated[
-        Literal["process"], Choice(("process",), "this version runs one task per process")
-    ] = "process"
+    queues: Annotated[tuple[str, ...], Queues()] = ("*",)
+    mode: Annotated[Literal["process", "async"], Choice(("process", "async"))] = "process"
+    concurrency: Annotated[int, Whole(1, 1000)] = 0
     timeout: Annotated[float | msgspec.UnsetType | None, Duration(minimum=0.01, word="none")] = (
         msgspec.UNSET
     )
+    weights: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mode == "process":
+            msgspec.structs.force_setattr(self, "concurrency", 1)
+        elif not self.concurrency:
+            msgspec.structs.force_setattr(self, "concurrency", 100)
+
+    @property
+    def lanes(self) -> int:
+        """How many attempts one process runs beside each other; 0 where it runs one at a time."""
+        return self.concurrency if self.mode == "async" else 0
 
     def policy(self, defaults: Policy) -> Policy:
         """Return the policy of tasks in this pool whose handler says nothing else."""
@@ -168,6 +187,7 @@ class NodeSettings(_Section, frozen=True, kw_only=True):
     heartbeat_interval: Annotated[float, _A_MOMENT] = 10.0
     worker_timeout: Annotated[float, _A_MOMENT] = 30.0
     kill_grace: Annotated[float, Duration()] = 5.0
+    cancel_grace: Annotated[float, Duration()] = 10.0
     graceful_timeout: Annotated[float, Duration()] = 30.0
     spawn_timeout: Annotated[float, _A_MOMENT] = 60.0
     state_directory: Annotated[str | None, Text()] = None
@@ -274,10 +294,18 @@ VARIABLE_PREFIX = "ORCHESTRATOR__"
 LAST_LINE = 10**9
 
 
+@functools.cache
 def rules(section: type[_Section]) -> dict[str, Rule]:
-    """Return the rule of each key of a section, in the order of the file."""
+    """Return the rule of each key of a section, in the order of the file.
+
+    A field without a rule is no key: it is filled by the value of another (`Rule.spread`).
+    """
     hints = get_type_hints(section, include_extras=True)
-    return {name: hints[name].__metadata__[0] for name in section.__struct_fields__}
+    return {
+        name: hints[name].__metadata__[0]
+        for name in section.__struct_fields__
+        if hasattr(hints[name], "__metadata__")
+    }
 
 
 def find(path: str | None = None, *, environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -433,7 +461,7 @@ class _Reader:
     def _take_section(self, section: str, prefix: str, content: dict[str, Any]) -> None:
         for name, value in content.items():
             key = f"{prefix}.{name}"
-            if name in SECTIONS[section].__struct_fields__:
+            if name in rules(SECTIONS[section]):
                 self.given[key] = _Given(value, self._place(key), self._label(key))
             else:
                 self._refuse(key, _unknown_key(section, name))
@@ -457,7 +485,7 @@ class _Reader:
         """Return {variable: key} of the long names; a pool is called by its name."""
         names: dict[str, str] = {}
         for section, struct in SECTIONS.items():
-            for field in struct.__struct_fields__:
+            for field in rules(struct):
                 if section != "pool":
                     variable = f"{VARIABLE_PREFIX}{section}__{field}".upper()
                     names[variable] = f"{section}.{field}"
@@ -473,7 +501,7 @@ class _Reader:
     def take_text(self, key: str, text: str, *, origin: str, label: str = "") -> None:
         """Take a value that comes as text."""
         section, name = _parts(key)
-        if section not in SECTIONS or name not in SECTIONS[section].__struct_fields__:
+        if section not in SECTIONS or name not in rules(SECTIONS[section]):
             self._add(f"{label or origin} names no setting: see docs/configuration.md")
             return
         value = rules(SECTIONS[section])[name].parse(text.strip())
@@ -509,13 +537,13 @@ class _Reader:
         return settings
 
     def _section(self, prefix: str, struct: type[_Section]) -> Any:
-        values = {}
+        values: dict[str, Any] = {}
         for name, rule in rules(struct).items():
             given = self.given.get(f"{prefix}.{name}")
             if given is None:
                 continue
             try:
-                values[name] = rule.check(given.value)
+                values.update(rule.spread(name, rule.check(given.value)))
             except Broken as broken:
                 self.broken.add(f"{prefix}.{name}")
                 message = f"{given.label} = {shown(given.value)} {broken}"
@@ -568,7 +596,7 @@ def _unknown_key(section: str, name: str) -> str:
     homes = _sections_with(name)
     if homes:
         return f" is no key of this section: did you mean {' or '.join(homes)}?"
-    known = SECTIONS[section].__struct_fields__
+    known = rules(SECTIONS[section])
     return f" is no key of this section{_did_you_mean(name, {key: key for key in known})}"
 
 
@@ -576,7 +604,7 @@ def _sections_with(name: str) -> list[str]:
     return [
         f"{_header(section)} {name}"
         for section, struct in SECTIONS.items()
-        if name in struct.__struct_fields__
+        if name in rules(struct)
     ]
 
 
@@ -631,6 +659,27 @@ def _broken_between(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]
             tuple(f"pool.{n}.processes" for n in range(len(settings.pools))),
             f"[[pool]] processes of all pools = {n_processes} must be at most {MAX_PROCESSES} "
             "together: lower some, or run a second node",
+        )
+    for n, pool in enumerate(settings.pools):
+        if pool.mode == "process" and f"pool.{n}.concurrency" in settings.origins:
+            yield (
+                (f"pool.{n}.concurrency", f"pool.{n}.mode"),
+                f'[[pool]] concurrency of pool "{pool.name}" must not be given with mode = '
+                '"process", which runs one task per process: remove it and raise processes, or set '
+                'mode = "async"',
+            )
+    n_concurrent = sum(
+        pool.processes * pool.concurrency for pool in settings.pools if pool.mode == "async"
+    )
+    if n_concurrent > MAX_CONCURRENT:
+        yield (
+            tuple(
+                f"pool.{n}.{key}"
+                for n in range(len(settings.pools))
+                for key in ("concurrency", "processes", "mode")
+            ),
+            f"[[pool]] processes * concurrency of all async pools = {n_concurrent} must be at most "
+            f"{MAX_CONCURRENT} together: lower one of them, or run a second node",
         )
     names = [pool.name for pool in settings.pools]
     for name in sorted({name for name in names if names.count(name) > 1}):

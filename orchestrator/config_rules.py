@@ -44,6 +44,10 @@ class Rule:
         """Return what TOML would have given for the text of an environment variable."""
         return text
 
+    def spread(self, name: str, checked: Any) -> dict[str, Any]:
+        """Return the fields of the section that a checked value of this key fills."""
+        return {name: checked}
+
 
 @dataclass(frozen=True)
 class Duration(Rule):
@@ -180,27 +184,65 @@ class Texts(Rule):
 
 
 @dataclass(frozen=True)
-class QueueNames(Rule):
-    """The queues of a pool in the order in which it serves them; "*" is all others."""
+class Queues(Rule):
+    """The queues of a pool: a list is the order in which they are served, a table their weights.
 
-    def check(self, value: object) -> tuple[str, ...]:
-        names = Texts(
-            Text(
-                r"\*|[A-Za-z0-9][A-Za-z0-9_.:/-]{0,199}",
-                'the name of a queue or "*"',
-                "use letters, digits and _.:/-, at most 200, beginning with a letter or digit",
-            ),
-            is_empty_allowed=False,
-        ).check(value)
-        if "*" in names[:-1]:
+    "*" is all others. A list fills `queues`; a table fills `queues` with its names and `weights`
+    with their numbers. In an environment variable "a,b" is a list and "a=3,b=1" a table.
+    """
+
+    heaviest: int = 1000
+
+    def check(self, value: object) -> tuple[str, ...] | dict[str, int]:
+        if isinstance(value, dict):
+            return self._weighted(value)
+        names = Texts(self._name(), is_empty_allowed=False)
+        if not isinstance(value, list) or not value:
+            raise Broken(
+                "must be a list of queues in the order in which they are served, or a table of "
+                'their weights, not empty: write ["a", "b"] or { a = 3, b = 1 }, in an environment '
+                "variable a,b or a=3,b=1"
+            )
+        in_order = names.check(value)
+        if "*" in in_order[:-1]:
             raise Broken(
                 'must have "*" (all other queues) in the last place: move it there, '
                 "since what follows it would never have a turn of its own"
             )
-        return names
+        return in_order
+
+    def _name(self) -> Text:
+        return Text(
+            r"\*|[A-Za-z0-9][A-Za-z0-9_.:/-]{0,199}",
+            'the name of a queue or "*"',
+            "use letters, digits and _.:/-, at most 200, beginning with a letter or digit",
+        )
+
+    def _weighted(self, table: dict[str, object]) -> dict[str, int]:
+        if not table:
+            raise Broken("must name at least one queue: write { a = 3, b = 1 }")
+        weights = {}
+        for name, weight in table.items():
+            try:
+                weights[self._name().check(name)] = Whole(1, self.heaviest).check(weight)
+            except Broken as broken:
+                wrong = weight if re.fullmatch(self._name().pattern, name) else name
+                raise Broken(f"has {shown(wrong)}, which {broken}") from None
+        return weights
 
     def parse(self, text: str) -> object:
-        return [part.strip() for part in text.split(",") if part.strip()]
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if "=" not in text:
+            return parts
+        pairs = [part.partition("=") for part in parts]
+        table = {name.strip(): Whole(1, self.heaviest).parse(weight) for name, _, weight in pairs}
+        # A queue that is named twice has no weight; the text itself is refused.
+        return table if len(table) == len(pairs) else text
+
+    def spread(self, name: str, checked: Any) -> dict[str, Any]:
+        if isinstance(checked, dict):
+            return {name: tuple(checked), "weights": tuple(checked.values())}
+        return {name: checked}
 
 
 @dataclass(frozen=True)

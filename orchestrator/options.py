@@ -107,7 +107,7 @@ def after(policy: Policy, budget: Budget, *, failures: int, crashes: int) -> Nex
             limit = policy.max_crashes
         case Budget.LOSSES:
             return Next(policy.max_losses, 0.0)
-        case Budget.NOTHING:
+        case Budget.NOTHING | Budget.SUSPECT:
             return Next(1, 0.0)
     n = failures + crashes + 1
     return Next(limit, delay(n, base=policy.backoff_base, cap=policy.backoff_cap))

@@ -21,12 +21,14 @@ class Ending(StrEnum):
 
 
 class Budget(StrEnum):
-    """The counter an attempt is charged to. `NOTHING` costs nothing."""
+    """The counter an attempt is charged to. `NOTHING` costs nothing; neither does `SUSPECT`, but
+    the task runs alone next."""
 
     FAILURES = "failures"
     CRASHES = "crashes"
     LOSSES = "losses"
     NOTHING = "nothing"
+    SUSPECT = "suspect"
 
 
 class Cause(StrEnum):
@@ -35,8 +37,10 @@ class Cause(StrEnum):
     CRASH = "crash"  # a signal that nobody of ours sent
     EXIT = "exit"  # the handler ended the process itself (`os._exit`)
     TIMEOUT = "timeout"  # the hard deadline passed
+    CANCELLED = "cancelled"  # somebody cancelled the task, and its handler did not stop in time
     SHUTDOWN = "shutdown"  # a drain ran out of time, or an immediate stop
     BYSTANDER = "bystander"  # the kill was meant for an attempt that had ended meanwhile
+    SUSPECT = "suspect"  # it ran beside others in a process that died for one of them
     LOST_CLAIM = "lost_claim"  # it ran without a row in `running`: its claim was lost
     FENCED = "fenced"  # the node could not beat and ended its own tasks in time
     SUPERVISOR_LOST = "supervisor_lost"  # the supervisor died
@@ -56,8 +60,10 @@ BUDGET_OF_CAUSE = {
     Cause.CRASH: Budget.CRASHES,
     Cause.EXIT: Budget.CRASHES,
     Cause.TIMEOUT: Budget.FAILURES,
+    Cause.CANCELLED: Budget.NOTHING,
     Cause.SHUTDOWN: Budget.NOTHING,
     Cause.BYSTANDER: Budget.NOTHING,
+    Cause.SUSPECT: Budget.SUSPECT,
     Cause.LOST_CLAIM: Budget.NOTHING,
     Cause.FENCED: Budget.NOTHING,
     Cause.SUPERVISOR_LOST: Budget.NOTHING,

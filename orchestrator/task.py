@@ -55,12 +55,26 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What the handler of a task said last about how far it is.
+
+    `total` is None where the handler does not know it; both count in whatever unit it likes.
+    """
+
+    done: float
+    total: float | None
+    message: str
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task(Generic[R]):
     """A task as it stood when it was read. All times are UTC.
 
     `existing` is True when an enqueue met a live task with the same idempotency key.
     `max_attempts` is None when the handler decides. `error` is that of the last attempt, else the
-    reason why the task is held or dead. `attempts` is filled by `Client.get`, empty in lists.
+    reason why the task is held or dead. `progress` is that of the present or last attempt, None
+    where it said nothing. `attempts` is filled by `Client.get`, empty in lists.
     """
 
     id: int
@@ -73,6 +87,7 @@ class Task(Generic[R]):
     payload: Any = None
     result: R | None = None
     error: str | None = None
+    progress: Progress | None = None
     tags: tuple[str, ...] = ()
     headers: dict[str, Any] = field(default_factory=dict)
     idempotency_key: str | None = None

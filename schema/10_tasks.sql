@@ -124,6 +124,16 @@ create table running (
 );
 create index running_node on running (node);
 
+-- What a handler said last about how far it is. Written while it runs, kept with the task.
+create table progress (
+    id          bigint primary key,
+    attempt     int not null,
+    done        double precision not null,
+    total       double precision,
+    message     text not null,
+    reported_at timestamptz not null default clock_timestamp()
+) with (fillfactor = 50);
+
 create table dead (
     id       bigint primary key,
     type     int not null,

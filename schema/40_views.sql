@@ -7,7 +7,9 @@ select t.id, ty.name as type, q.name as queue, s.state, t.priority, s.attempt, t
        case s.state when 'dead' then a.started_at else s.started_at end as started_at,
        s.finished_at, s.result,
        s.failures, s.crashes, s.losses, s.alone, s.reason, s.cancel_requested,
-       a.error_type, a.error_message
+       a.error_type, a.error_message,
+       p.done as progress_done, p.total as progress_total, p.message as progress_message,
+       p.reported_at as progress_at
 from task t
 join (
     select id, 'ready' as state, attempt, null::timestamptz as run_at,
@@ -38,7 +40,8 @@ join (
 ) s on s.id = t.id
 join type ty on ty.id = t.type
 join queue q on q.id = t.queue
-left join attempt a on a.id = s.id and a.attempt = s.attempt;
+left join attempt a on a.id = s.id and a.attempt = s.attempt
+left join progress p on p.id = s.id and p.attempt = s.attempt;
 
 create view attempts as
 select x.id, x.attempt, x.outcome, x.error_type, x.error_message, x.traceback, x.started_at,

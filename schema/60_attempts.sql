@@ -12,12 +12,15 @@ language sql immutable set search_path from current as $$
 $$;
 
 -- Claim up to `p_limit` tasks from the queues of one worker, in the order of `p_queues` ('*' is
--- every queue), then by priority, then by seq. On the way, rows whose type is paused or not
--- served by `p_patterns` go to `held`, expired ones to `outcome`. A task marked `alone` is
--- claimed with no other. Raises OR001 where the node is not alive.
+-- every other queue, in an order drawn anew each time), then by priority, then by seq. On the way,
+-- rows whose type is paused or not served by `p_patterns` go to `held`, expired ones to `outcome`;
+-- `p_refused` are patterns that the worker knows and must not serve. A task marked `alone` is
+-- claimed with no other. `p_started` tells that they all run at once; by default a claim of one
+-- does. Raises OR001 where the node is not alive.
 create function claim(
     p_node int, p_slot text, p_incarnation int, p_pid int, p_token bigint,
-    p_queues text[], p_patterns text[], p_limit int
+    p_queues text[], p_patterns text[], p_limit int,
+    p_refused text[] default '{}', p_started boolean default null
 ) returns table (
     task_id bigint, attempt int, type text, queue text, priority smallint, payload text,
     headers text, max_attempts smallint, timeout_seconds double precision, failures smallint,
@@ -46,7 +49,7 @@ begin
     for v_queue in
         select q.id from queue q
         where not q.is_paused and ('*' = any (p_queues) or q.name = any (p_queues))
-        order by coalesce(array_position(p_queues, q.name), 2147483647), q.id
+        order by coalesce(array_position(p_queues, q.name), array_position(p_queues, '*')), random()
     loop
         loop
             select coalesce(array_agg(x.id order by x.priority desc, x.seq), '{}'),
@@ -73,8 +76,11 @@ begin
                 select t.*, b.expires_at,
                        case when b.expires_at <= clock_timestamp() then 'expired'
                             when ty.is_paused then 'the task type is paused'
-                            when not handles(p_patterns, ty.name)
-                                then 'no handler on the node that met it'
+                            when handles(p_patterns, ty.name) then null
+                            when handles(p_refused, ty.name)
+                                then 'its handler is a `def`, met by an async pool: serve its '
+                                     'queue by a pool with mode = "process"'
+                            else 'no handler on the node that met it'
                        end as verdict
                 from taken t join task b on b.id = t.id join type ty on ty.id = t.type
             ), expired as (
@@ -93,7 +99,8 @@ begin
                 insert into running (id, token, seq, queue, type, attempt, node, pid, incarnation,
                                      priority, failures, crashes, losses, alone, started, slot)
                 select id, p_token, seq, queue, type, attempt + 1, p_node, p_pid, p_incarnation,
-                       priority, failures, crashes, losses, alone, p_limit = 1, p_slot
+                       priority, failures, crashes, losses, alone,
+                       coalesce(p_started, p_limit = 1), p_slot
                 from judged where verdict is null
                 returning id
             )
@@ -114,7 +121,8 @@ begin
         join type ty on ty.id = r.type
         join queue q on q.id = r.queue
         where r.id = any (v_claimed)
-        order by array_position(p_queues, q.name), r.priority desc, r.seq;
+        order by coalesce(array_position(p_queues, q.name), array_position(p_queues, '*')), q.id,
+                 r.priority desc, r.seq;
 end $$;
 
 -- Record successes. Answers per task: recorded; already (this very success stands there under
@@ -193,7 +201,8 @@ end $$;
 
 -- Record an attempt that started and did not succeed, and let the task go on or die.
 -- `p_budget` names the counter to charge (failures, crashes, losses, nothing), `p_limit` its
--- size; a spent budget, or `p_dead_reason`, ends in the dead letter queue.
+-- size; a spent budget, or `p_dead_reason`, ends in the dead letter queue. `suspect` charges
+-- nothing and has the task run alone next: it ran in a process that died for another's sake.
 create function fail(
     p_id bigint, p_token bigint, p_outcome text, p_budget text, p_limit int,
     p_delay double precision, p_dead_reason text, p_error_type text, p_error_message text,
@@ -220,6 +229,7 @@ begin
         when 'failures' then r.failures := r.failures + 1; v_spent := r.failures;
         when 'crashes' then r.crashes := r.crashes + 1; v_spent := r.crashes; r.alone := true;
         when 'losses' then r.losses := r.losses + 1; v_spent := r.losses;
+        when 'suspect' then r.alone := true; v_spent := -1;
         else v_spent := -1;
     end case;
     if v_reason is null and v_spent >= p_limit then
@@ -286,6 +296,29 @@ begin
     end loop;
 end $$;
 
+-- Keep what handlers say about how far they are, one row per task: the last word wins. Fenced like
+-- an end, and committed without waiting for the disk. Returns how many attempts still run.
+create function report_progress(
+    p_ids bigint[], p_tokens bigint[], p_dones double precision[], p_totals double precision[],
+    p_messages text[]
+) returns int
+language plpgsql set search_path from current as $$
+declare v_count int;
+begin
+    perform set_config('synchronous_commit', 'off', true);
+    insert into progress as p (id, attempt, done, total, message)
+    select r.id, r.attempt, w.done, w.total, w.message
+    from unnest(p_ids, p_tokens, p_dones, p_totals, p_messages)
+        as w (id, token, done, total, message)
+    join running r on r.id = w.id and r.token = w.token
+    order by r.id
+    on conflict (id) do update
+        set attempt = excluded.attempt, done = excluded.done, total = excluded.total,
+            message = excluded.message, reported_at = excluded.reported_at;
+    get diagnostics v_count = row_count;
+    return v_count;
+end $$;
+
 -- Move scheduled tasks that are due to `ready`, oldest first; returns how many.
 create function promote(p_limit int) returns int
 language plpgsql set search_path from current as $$
@@ -304,16 +337,20 @@ begin
     return v_count;
 end $$;
 
--- Move held tasks whose type is served by `p_patterns` and not paused back to `ready`, with the
--- place in line and the counters that they had; returns how many.
-create function unhold(p_patterns text[], p_limit int) returns int
+-- Move held tasks of `p_queues` (null or '*': every queue) whose type is served by `p_patterns` and
+-- not paused back to `ready`, with the place in line and the counters that they had; returns how
+-- many.
+create function unhold(p_patterns text[], p_limit int, p_queues text[] default null) returns int
 language plpgsql set search_path from current as $$
 declare v_count int;
 begin
     with served as (
         select t.id from type t where not t.is_paused and handles(p_patterns, t.name)
     ), chosen as (
-        select h.id from held h where h.type = any (select id from served)
+        select h.id from held h
+        where h.type = any (select id from served)
+          and (p_queues is null or '*' = any (p_queues)
+               or h.queue = any (select q.id from queue q where q.name = any (p_queues)))
         order by h.id limit p_limit for update skip locked
     ), moved as (
         delete from held h using chosen where h.id = chosen.id returning h.*

@@ -28,7 +28,11 @@ begin
             else return v_state;
         end case;
         if found then
-            if v_state = 'running' then return v_state; end if;
+            if v_state = 'running' then
+                -- The steward of its node sees the flag at its next poll; this makes it soon.
+                perform pg_notify(current_schema() || '_ready', '');
+                return v_state;
+            end if;
             insert into outcome (id, attempt, state) values (p_id, v_attempt, 'cancelled');
             delete from idempotency where id = p_id;
             return 'cancelled';

@@ -53,6 +53,7 @@ begin
           order by o.id limit p_limit) x;
     delete from outcome o where o.id = any (v_ids);
     delete from attempt a where a.id = any (v_ids);
+    delete from progress p where p.id = any (v_ids);
     delete from task t where t.id = any (v_ids);
     deleted := cardinality(v_ids);
     return next;

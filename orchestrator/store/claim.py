@@ -19,12 +19,16 @@ def claim(
     queues: Sequence[str],
     patterns: Sequence[str],
     limit: int,
+    refused: Sequence[str] = (),
+    started: bool = True,
 ) -> list[Claim]:
     """Claim up to `limit` ready tasks; empty when nothing is ready.
 
-    In the order of `queues` ("*" is every queue), then by priority (larger first), then in the
-    order of their entry. `token` must have been published before. Commits without waiting for the
-    disk: a claim lost in a server crash runs again.
+    In the order of `queues` ("*" is every other queue), then by priority (larger first), then in
+    the order of their entry. Tasks of other types than `patterns` are held; `refused` are patterns
+    that the worker knows and must not serve, for the reason that is then told. `started` tells
+    that all of them run at once. `token` must have been published before. Commits without waiting
+    for the disk: a claim lost in a server crash runs again.
 
     Raises:
         NodeRefused: the node is not registered as alive.
@@ -40,6 +44,8 @@ def claim(
         queues=list(queues),
         patterns=list(patterns),
         limit=limit,
+        refused=list(refused),
+        started=started,
     )
     return [
         Claim(

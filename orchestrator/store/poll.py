@@ -12,6 +12,9 @@ def poll(session: Session, *, queues: Sequence[str], limit: int) -> int:
     return int(session.value("poll", queues=list(queues), limit=limit))
 
 
-def unhold(session: Session, *, patterns: Sequence[str], limit: int) -> int:
-    """Move held tasks of served types that are not paused back to `ready`; return how many."""
-    return int(session.value("unhold", patterns=list(patterns), limit=limit))
+def unhold(session: Session, *, patterns: Sequence[str], queues: Sequence[str], limit: int) -> int:
+    """Move held tasks of served queues and types that are not paused back to `ready`.
+
+    Returns how many, at most `limit`.
+    """
+    return int(session.value("unhold", patterns=list(patterns), queues=list(queues), limit=limit))

@@ -14,7 +14,7 @@ import msgspec
 
 from orchestrator.db.connection import Session
 from orchestrator.payload import read
-from orchestrator.task import Attempt, State, Task
+from orchestrator.task import Attempt, Progress, State, Task
 
 Moment = TypeVar("Moment", datetime, datetime | None)
 
@@ -97,6 +97,7 @@ def _task(row: Any) -> Task[Any]:
         payload=read(row.payload),
         result=None if row.result is None else read(row.result),
         error=_error(row.error_type, row.error_message) or row.reason,
+        progress=_progress(row),
         tags=tuple(row.tags),
         headers=read(row.headers),
         idempotency_key=row.idempotency_key,
@@ -105,6 +106,17 @@ def _task(row: Any) -> Task[Any]:
         started_at=_utc(row.started_at),
         finished_at=_utc(row.finished_at),
         attempts=tuple(_attempt(attempt) for attempt in _attempt_rows.decode(row.attempts)),
+    )
+
+
+def _progress(row: Any) -> Progress | None:
+    if row.progress_at is None:
+        return None
+    return Progress(
+        done=row.progress_done,
+        total=row.progress_total,
+        message=row.progress_message,
+        at=_utc(row.progress_at),
     )
 
 

@@ -106,6 +106,11 @@ def add_migration(directory: Path, name: str, script: str, *, min_compatible: in
     return path
 
 
+def named(nth: int, name: str) -> str:
+    """The name of the nth migration after those that ship."""
+    return f"{migrate.VERSION + nth:04}_{name}"
+
+
 # -- the schema that ships
 
 
@@ -215,20 +220,23 @@ ADD_COLUMN = "alter table task add column colour text not null default 'red';"
 
 def test_migrations_run_in_order_once_and_are_recorded(session: Session, directory: Path) -> None:
     migrate.migrate(session)
-    add_migration(directory, "0002_add_colour", ADD_COLUMN)
+    add_migration(directory, named(1, "add_colour"), ADD_COLUMN)
     add_migration(
         directory,
-        "0003_rename_colour",
+        named(2, "rename_colour"),
         "alter table task rename colour to color;",
-        min_compatible=3,
+        min_compatible=migrate.VERSION + 2,
     )
 
     expected = migrate.pending(session, directory=directory)
     done = migrate.migrate(session, directory=directory)
 
-    assert done == expected == ["0002_add_colour", "0003_rename_colour"]
+    assert done == expected == [named(1, "add_colour"), named(2, "rename_colour")]
     assert migrate.migrate(session, directory=directory) == []
-    assert versions(session) == [(1, 1, "base"), (2, 1, "add_colour"), (3, 3, "rename_colour")]
+    assert versions(session)[-2:] == [
+        (migrate.VERSION + 1, 1, "add_colour"),
+        (migrate.VERSION + 2, migrate.VERSION + 2, "rename_colour"),
+    ]
     assert "column task.color" in catalog(session)
 
 
@@ -238,7 +246,7 @@ def test_comparison_of_catalogs_sees_a_forgotten_default(session: Session, direc
     text = tasks.read_text()
     assert table in text
     tasks.write_text(text.replace(table, f"{table}    colour text not null default 'red',\n"))
-    add_migration(directory, "0002_add_colour", ADD_COLUMN)
+    add_migration(directory, named(1, "add_colour"), ADD_COLUMN)
     fresh = fresh_catalog(session, directory)
 
     execute(session, VERSION_1.read_text(encoding="utf-8"))
@@ -252,48 +260,50 @@ def test_comparison_of_catalogs_sees_a_forgotten_default(session: Session, direc
 def test_fresh_installation_counts_the_migrations_as_applied(
     session: Session, directory: Path
 ) -> None:
-    add_migration(directory, "0002_break", "select 1/0;")
+    add_migration(directory, named(1, "break"), "select 1/0;")
 
     done = migrate.migrate(session, directory=directory)
 
     assert done == ["0001_base"]
-    assert versions(session) == [(1, 1, "base"), (2, 1, "break")]
+    assert versions(session)[-1] == (migrate.VERSION + 1, 1, "break")
 
 
 def test_failing_migration_leaves_nothing_of_itself_and_keeps_those_before(
     session: Session, directory: Path
 ) -> None:
     migrate.migrate(session)
-    add_migration(directory, "0002_add_colour", ADD_COLUMN)
-    add_migration(directory, "0003_break", "create table half (id int); select * from nowhere;")
+    add_migration(directory, named(1, "add_colour"), ADD_COLUMN)
+    add_migration(
+        directory, named(2, "break"), "create table half (id int); select * from nowhere;"
+    )
 
-    with pytest.raises(SchemaError, match=r"0003_break.*nowhere"):
+    with pytest.raises(SchemaError, match=r"_break.*nowhere"):
         migrate.migrate(session, directory=directory)
 
     found = catalog(session)
     assert "column task.colour" in found
     assert "relation half" not in found
-    assert migrate.pending(session, directory=directory) == ["0003_break"]
+    assert migrate.pending(session, directory=directory) == [named(2, "break")]
 
 
 def test_edited_migration_is_an_error(session: Session, directory: Path) -> None:
     migrate.migrate(session)
-    path = add_migration(directory, "0002_add_colour", ADD_COLUMN)
+    path = add_migration(directory, named(1, "add_colour"), ADD_COLUMN)
     migrate.migrate(session, directory=directory)
 
     path.write_text(path.read_text() + "-- only a word\n")
 
     for judge in (migrate.migrate, migrate.pending):
-        with pytest.raises(SchemaError, match="0002_add_colour was changed after it was applied"):
+        with pytest.raises(SchemaError, match=f"{path.stem} was changed after it was applied"):
             judge(session, directory=directory)
 
 
 @pytest.mark.parametrize(
     ("name", "script", "rule"),
     [
-        ("0003_too_far", "-- min_compatible: 1\n", "named 0002_"),
-        ("0002-dash", "-- min_compatible: 1\n", "named 0002_"),
-        ("0002_no_header", "select 1;\n", "first line must be"),
+        (named(2, "too_far"), "-- min_compatible: 1\n", "migration is named"),
+        ("9999-dash", "-- min_compatible: 1\n", "migration is named"),
+        (named(1, "no_header"), "select 1;\n", "first line must be"),
     ],
 )
 def test_misnamed_migration_is_an_error(
@@ -306,7 +316,7 @@ def test_misnamed_migration_is_an_error(
 
 
 def test_newer_schema_is_fine_while_it_is_compatible(session: Session, directory: Path) -> None:
-    add_migration(directory, "0002_add_colour", ADD_COLUMN, min_compatible=1)
+    add_migration(directory, named(1, "add_colour"), ADD_COLUMN, min_compatible=1)
     migrate.migrate(session, directory=directory)
 
     migrate.check(session)
@@ -317,11 +327,11 @@ def test_newer_schema_is_fine_while_it_is_compatible(session: Session, directory
 def test_newer_schema_is_refused_when_it_is_not_compatible(
     session: Session, directory: Path
 ) -> None:
-    add_migration(directory, "0002_drop_tags", "select 1;", min_compatible=2)
+    add_migration(directory, named(1, "drop_tags"), "select 1;", min_compatible=migrate.VERSION + 1)
     migrate.migrate(session, directory=directory)
 
     for judge in (migrate.check, migrate.migrate):
-        with pytest.raises(SchemaError, match=r"version 2 or later.*install a newer"):
+        with pytest.raises(SchemaError, match=r"version \d+ or later.*install a newer"):
             judge(session)
 
 
@@ -329,10 +339,10 @@ def test_older_schema_is_refused_with_what_to_run(
     session: Session, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrate.migrate(session)
-    add_migration(directory, "0002_add_colour", ADD_COLUMN)
+    add_migration(directory, named(1, "add_colour"), ADD_COLUMN)
     monkeypatch.setattr(migrate, "schema_directory", lambda: directory)
 
-    with pytest.raises(SchemaError, match=r"0002_add_colour\): run `orchestratorctl migrate`"):
+    with pytest.raises(SchemaError, match=r"_add_colour\): run `orchestratorctl migrate`"):
         migrate.check(session)
 
 
@@ -341,7 +351,7 @@ def test_migrators_at_once_apply_each_migration_once(
 ) -> None:
     migrate.migrate(session)
     # Twice would fail.
-    add_migration(directory, "0002_add_colour", "select pg_sleep(0.2); " + ADD_COLUMN)
+    add_migration(directory, named(1, "add_colour"), "select pg_sleep(0.2); " + ADD_COLUMN)
 
     def run(_: int) -> list[str]:
         own = connect(empty_dsn, schema="orchestrator", application_name="tests")
@@ -353,7 +363,7 @@ def test_migrators_at_once_apply_each_migration_once(
     with ThreadPoolExecutor(6) as pool:
         done = list(pool.map(run, range(6)))
 
-    assert sorted(done) == [[]] * 5 + [["0002_add_colour"]]
+    assert sorted(done) == [[]] * 5 + [[named(1, "add_colour")]]
 
 
 def test_migration_finds_the_functions_under_the_search_path_of_the_schema(
@@ -363,7 +373,7 @@ def test_migration_finds_the_functions_under_the_search_path_of_the_schema(
     migrate.migrate(session)
     add_migration(
         directory,
-        "0002_add_function",
+        named(1, "add_function"),
         "create function colour() returns bigint language sql stable set search_path from current "
         "as $$ select count(*) from task $$;",
     )

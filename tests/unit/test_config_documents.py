@@ -16,13 +16,14 @@ CONF = ROOT / "conf/orchestrator.toml"
 PAGE = ROOT / "docs/configuration.md"
 
 KEYS = [
-    (section, key)
-    for section, struct in config.SECTIONS.items()
-    for key in struct.__struct_fields__
+    (section, key) for section, struct in config.SECTIONS.items() for key in config.rules(struct)
 ]
 
 
 def default_of(section: str, key: str) -> Any:
+    if key == "concurrency":
+        # Only async pools have a choice.
+        return config.PoolSettings(mode="async").concurrency
     return getattr(config.SECTIONS[section](), key)
 
 
@@ -80,7 +81,8 @@ def test_file_states_the_default_of_each_key(section: str, key: str) -> None:
 def test_file_sets_each_key_to_its_default(section: str, key: str) -> None:
     _, commented_out, value = conf_entry(section, key)
 
-    assert bool(commented_out) == is_unset(section, key)
+    # Beside the default mode, concurrency must not be given.
+    assert bool(commented_out) == (is_unset(section, key) or key == "concurrency")
     if (section, key) == ("pool", "processes"):
         assert value == '"auto"'
     elif not commented_out:

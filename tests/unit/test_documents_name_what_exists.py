@@ -202,7 +202,9 @@ def test_error_classes_exist(page: Path) -> None:
     named = {
         name
         for span in spans(page)
-        for name in re.findall(r"\b([A-Z][a-zA-Z]+(?:Error|Unavailable|NotFound|Failed))\b", span)
+        for name in re.findall(
+            r"(?<![.\w])([A-Z][a-zA-Z]+(?:Error|Unavailable|NotFound|Failed))\b", span
+        )
     }
 
     assert {name for name in named if name not in CLASSES and not hasattr(builtins, name)} == set()
@@ -333,6 +335,7 @@ def test_files_exist(page: Path) -> None:
 # Files of the reader's.
 READERS = {
     "schema/migrations/NNNN_what_it_does.sql",
+    "conf.d/*.toml",
     "./orchestrator.toml",
     "./conf/orchestrator.toml",
     "/etc/orchestrator/orchestrator.toml",

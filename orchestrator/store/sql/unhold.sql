@@ -1,1 +1,1 @@
-select {schema}.unhold(%(patterns)s, %(limit)s)
+select {schema}.unhold(%(patterns)s, %(limit)s, %(queues)s)
