@@ -14,11 +14,12 @@ from typing import Any
 import psycopg2
 from flask import Flask, abort, redirect, render_template, request, url_for
 from sqlalchemy import Engine, create_engine, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response
 
-from examples.webapp.models import Base, Order
+from examples.webapp.models import Base, Counter, Order
 from examples.webapp.tasks import Ordered, invoice
 from orchestrator import Client, Task, TaskNotFound, config
 from orchestrator.db import embedded
@@ -30,9 +31,9 @@ def engine_of(url: str) -> Engine:
 
 
 def create_app(engine: Engine, client: Client) -> Flask:
-    """Make the application; its table is made where it is missing."""
+    """Make the application; its tables are made where they are missing."""
     app = Flask(__name__)
-    Base.metadata.create_all(engine)
+    make_tables(engine)
 
     @app.get("/")
     def orders() -> str:
@@ -62,6 +63,13 @@ def create_app(engine: Engine, client: Client) -> Flask:
 
     app.jinja_env.filters["money"] = lambda cents: f"{cents / 100:.2f}"
     return app
+
+
+def make_tables(engine: Engine) -> None:
+    """Make the tables that are missing, and the row that counts the invoices."""
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        session.execute(insert(Counter).values(id=1, invoices=0).on_conflict_do_nothing())
 
 
 def place_order(engine: Engine, client: Client, customer: str, cents: list[int]) -> int:

@@ -21,9 +21,9 @@ class Ordered:
 
 @dataclass(frozen=True)
 class Invoice:
-    """The result. The sum includes the tax; `number` is the same for every attempt."""
+    """The result. The sum includes the tax; numbers have no gaps."""
 
-    number: str
+    number: int
     net_cents: int
     tax_cents: int
     sum_cents: int

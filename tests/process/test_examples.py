@@ -19,7 +19,7 @@ from examples.simulation import handlers as simulation
 from examples.simulation import study
 from examples.simulation.tasks import Moments, Part
 from examples.thumbnails import make
-from examples.webapp.app import create_app, engine_of
+from examples.webapp.app import create_app, engine_of, make_tables, place_order
 from orchestrator import Client, Context, State, config
 from orchestrator.db.connection import Session
 from tests.node import ROOT, Node, running
@@ -193,9 +193,29 @@ def test_order_placed_on_the_page_shows_its_invoice_once_the_task_has_ended(
         eventually(lambda: "succeeded" in browser.get(placed.location).text)
     page = browser.get(placed.location).text
 
-    assert "Invoice R-000001: 6.50\n  and 1.30 tax, <b>7.80</b>" in page
+    assert "Invoice 1: 6.50\n  and 1.30 tax." in page
+    assert "7.80 to pay" in page
     assert "Ada &lt;b&gt;" in page
     assert "refresh" not in page
+
+
+def test_invoices_are_numbered_without_gaps_though_workers_are_killed(
+    dsn: str, client: Client, session: Session, tmp_path: Path
+) -> None:
+    engine = engine_of(dsn)
+    make_tables(engine)
+    for customer in range(40):
+        place_order(engine, client, str(customer), [100] if customer % 4 else [])
+
+    with started("webapp", dsn, tmp_path) as node:
+        for pid in node.workers().values():
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: all(task.state.is_end for task in client.tasks()), timeout=30)
+
+    numbers = [number for (number,) in rows(session, "select number from public.invoices")]
+    assert sorted(numbers) == list(range(1, 31))
+    results = {task.result["number"] for task in client.tasks(state="succeeded")}
+    assert results == set(numbers)
 
 
 def test_order_without_prices_shows_why_it_has_no_invoice(
