@@ -86,12 +86,11 @@ def place_order(engine: Engine, client: Client, customer: str, cents: list[int])
             invoice,
             Ordered(order.id, customer, cents),
             idempotency_key=f"invoice-{order.id}",
-            conn=session.connection().connection.driver_connection,
+            conn=session,
         )
         order.task_id = task.id
-        order_id = order.id
-    client.ring()
-    return order_id
+        # After the commit a sleeping worker is woken.
+        return order.id
 
 
 def _cents(text: str) -> list[int]:

@@ -1,7 +1,8 @@
 """The code in the documents runs: Python, SQL and commands of the shell, as readers have them.
 
 Per page and in its order: Python in one namespace, in a process of its own; SQL in one database;
-commands in one shell. QUICKSTART.md has a test of its own, which compares what is printed.
+commands in one shell. QUICKSTART.md has a test of its own, which compares what is printed, and so
+has a page that names one: "The Python on this page is run by `tests/...`".
 
 A file named in the first line of a block is written, so that later blocks can import it. A page
 with a file `orchestrator.toml` has a node that runs the handlers which that names.
@@ -33,6 +34,7 @@ from tests.support import eventually
 
 QUICKSTART = ROOT / "QUICKSTART.md"
 SERVER = re.compile(r"postgres(?:ql)?://[\w.:@/-]*\w")
+OWN_TEST = re.compile(r"Python on this page is run\s+by\s+`(tests/[\w/]+\.py)`")
 # What a print is said to print.
 PRINTED = re.compile(r"^ *print\(.*\) +# (.+)$", re.MULTILINE)
 # Runs blocks from standard input, as [place, line, code], and keeps their lines for tracebacks.
@@ -55,6 +57,11 @@ def pages(*languages: str) -> list[Path]:
     return [page for page in PAGES if page != QUICKSTART and run_blocks(page, *languages)]
 
 
+def python_pages() -> list[Path]:
+    """Return those whose Python has no test of its own."""
+    return [page for page in pages("python") if not OWN_TEST.search(page.read_text())]
+
+
 def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
@@ -62,7 +69,15 @@ def named(page: Path) -> str:
 # -- Python
 
 
-@pytest.mark.parametrize("page", pages("python"), ids=named)
+@pytest.mark.parametrize("page", [p for p in PAGES if OWN_TEST.search(p.read_text())], ids=named)
+def test_page_that_names_a_test_of_its_own_is_read_by_it(page: Path) -> None:
+    found = OWN_TEST.search(page.read_text())
+
+    assert found
+    assert page.name in (ROOT / found[1]).read_text()
+
+
+@pytest.mark.parametrize("page", python_pages(), ids=named)
 def test_python_of_a_page_runs_and_prints_what_it_says(
     page: Path, dsn: str, tmp_path: Path
 ) -> None:
@@ -182,7 +197,16 @@ def typed_but_the_last(name: str, shell: Shell, tmp_path: Path) -> str:
     return last.command.replace("/tmp/", f"{tmp_path}/")
 
 
-@pytest.mark.parametrize("name", ["email", "simulation", "stdlib_report", "thumbnails"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "email",
+        "simulation",
+        "thumbnails",
+        # 700 tasks; `.ci/run` has them run by bin/demo as well.
+        pytest.param("stdlib_report", marks=pytest.mark.slow),
+    ],
+)
 def test_commands_of_an_example_run_it(name: str, example_shell: Shell, tmp_path: Path) -> None:
     last = typed_but_the_last(name, example_shell, tmp_path)
 
