@@ -155,13 +155,14 @@ def test_commands_of_a_page_do_what_it_says(
     if any("curl " in block.content for block in blocks) and shutil.which("curl") is None:
         pytest.skip("there is no curl here, which the page uses")
     for name, content in FILES.items():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text(content)
     address = free_address()
     with running(dsn, tmp_path / "node", settings={"web.bind": address}) as node:
         config = str(node.directory / "orchestrator.toml")
         path = os.pathsep.join([str(checkout / "bin"), os.environ["PATH"]])
         shell = Shell(checkout, environment(state, ORCHESTRATOR_CONFIG=config, PATH=path))
-        reader = Reader(shell, {"localhost:9090": address})
+        reader = Reader(shell, {"localhost:9090": address, "/srv/app": f"{checkout}/app"})
         try:
             for block in blocks:
                 for command in typed(block):
@@ -173,6 +174,8 @@ def test_commands_of_a_page_do_what_it_says(
 # What the pages speak of and do not show.
 FILES = {
     "bad.toml": '[node]\nheartbeat_intervall = "2s"\nworker_timeout = "5s"\nkill_grace = "1s"\n',
+    "app/orchestrator.toml": "",
+    "app/conf.d/database.toml": '[database]\nurl = "postgresql://app:secret@db/app"\n',
 }
 
 
