@@ -42,8 +42,7 @@ QUICK = {
 class Node:
     """One daemon. `settings` are dotted keys; values are TOML without quotes for durations.
 
-    `pools` is TOML in place of the one pool `cpu`; `processes` is then their number in all. `path`
-    is the folder that the modules of `handlers` lie in.
+    `pools` is TOML in place of the one pool `cpu`; `processes` is then their number in all.
     """
 
     dsn: str
@@ -51,7 +50,6 @@ class Node:
     processes: int = 2
     settings: dict[str, str] = field(default_factory=dict)
     handlers: tuple[str, ...] = ("tests.handlers",)
-    path: Path = ROOT
     pools: str = ""
     name: str = "node"
     process: subprocess.Popen[bytes] | None = None
@@ -91,7 +89,7 @@ class Node:
             lines.append(f"[{section}]")
             lines.extend(f"{name} = {_toml(value)}" for name, value in content.items())
             if section == "handlers":
-                lines.append(f'path = ["{self.path}"]\nmodules = {json.dumps(self.handlers)}')
+                lines.append(f'path = ["{ROOT}"]\nmodules = {json.dumps(self.handlers)}')
         lines.append(self.pools or f'[[pool]]\nname = "cpu"\nprocesses = {self.processes}')
         path = self.directory / "orchestrator.toml"
         path.write_text("\n".join(lines) + "\n")

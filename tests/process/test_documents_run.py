@@ -16,10 +16,9 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import urllib.request
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,13 +27,13 @@ from orchestrator.db.connection import Session
 from tests.blocks import PAGES, ROOT, run_blocks
 from tests.checkout import copy_checkout, environment, lend_environment
 from tests.node import free_address, running
-from tests.session import Reader, Shell, typed
+from tests.session import Reader, Shell, Typed, typed
 from tests.sql import rows
 from tests.support import eventually
 
 QUICKSTART = ROOT / "QUICKSTART.md"
 SERVER = re.compile(r"postgres(?:ql)?://[\w.:@/-]*\w")
-OWN_TEST = re.compile(r"Python on this page is run\s+by\s+`(tests/[\w/]+\.py)`")
+OWN_TEST = re.compile(r"(?:Python|code) on this page is run\s+by\s+`(tests/[\w/]+\.py)`")
 # What a print is said to print.
 PRINTED = re.compile(r"^ *print\(.*\) +# (.+)$", re.MULTILINE)
 # Runs blocks from standard input, as [place, line, code], and keeps their lines for tracebacks.
@@ -53,6 +52,13 @@ with asyncio.Runner() as runner:
 """
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    checkout = copy_checkout(tmp_path / "checkout")
+    lend_environment(checkout)
+    return checkout
+
+
 def pages(*languages: str) -> list[Path]:
     return [page for page in PAGES if page != QUICKSTART and run_blocks(page, *languages)]
 
@@ -66,9 +72,6 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-# -- Python
-
-
 @pytest.mark.parametrize("page", [p for p in PAGES if OWN_TEST.search(p.read_text())], ids=named)
 def test_page_that_names_a_test_of_its_own_is_read_by_it(page: Path) -> None:
     found = OWN_TEST.search(page.read_text())
@@ -79,24 +82,26 @@ def test_page_that_names_a_test_of_its_own_is_read_by_it(page: Path) -> None:
 
 @pytest.mark.parametrize("page", python_pages(), ids=named)
 def test_python_of_a_page_runs_and_prints_what_it_says(
-    page: Path, dsn: str, tmp_path: Path
+    page: Path, dsn: str, tmp_path: Path, state: Path, checkout: Path
 ) -> None:
-    files = write_files(page, tmp_path)
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    files = write_files(page, folder)
     blocks = run_blocks(page, "python")
     code = [(str(block), block.line, SERVER.sub(dsn, block.content)) for block in blocks]
     environ = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
         "DATABASE_URL": dsn,
     }
 
-    with node_of(files.get("orchestrator.toml"), dsn, tmp_path):
+    with node_of(files.get("orchestrator.toml"), dsn, checkout, state):
         done = subprocess.run(
             [sys.executable, "-c", RUN],
             input=json.dumps(code),
             capture_output=True,
             text=True,
-            cwd=tmp_path,
+            cwd=folder,
             env=environ,
             timeout=60,
         )
@@ -118,12 +123,21 @@ def write_files(page: Path, folder: Path) -> dict[str, Path]:
     return written
 
 
-def node_of(settings: Path | None, dsn: str, folder: Path) -> object:
-    """Give the node of a page, for the length of a block; of a page without settings, none."""
+@contextmanager
+def node_of(settings: Path | None, dsn: str, checkout: Path, state: Path) -> Iterator[None]:
+    """Run the daemon on a page's own settings, as its reader would; of a page without, none."""
     if settings is None:
-        return nullcontext()
-    modules = tomllib.loads(settings.read_text())["handlers"]["modules"]
-    return running(dsn, folder / "node", handlers=tuple(modules), path=folder)
+        yield
+        return
+    settings.write_text(SERVER.sub(dsn, settings.read_text()))
+    path = os.pathsep.join([str(checkout / "bin"), os.environ["PATH"]])
+    shell = Shell(settings.parent, environment(state, PATH=path))
+    try:
+        shell.run("orchestratord 2> log &")
+        Reader(shell).type(Typed("orchestratorctl health", ()))
+        yield
+    finally:
+        shell.close()
 
 
 # -- SQL
@@ -136,13 +150,6 @@ def test_sql_of_a_page_runs(page: Path, session: Session) -> None:
 
 
 # -- the shell
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    checkout = copy_checkout(tmp_path / "checkout")
-    lend_environment(checkout)
-    return checkout
 
 
 @pytest.mark.parametrize(
