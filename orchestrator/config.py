@@ -144,8 +144,11 @@ class PoolSettings(_Section, frozen=True, kw_only=True):
 
     @property
     def lanes(self) -> int:
-        """How many attempts one process runs beside each other; 0 where it runs one at a time."""
-        return self.concurrency if self.mode == "async" else 0
+        """How many attempts one process has in hand at once; 0 where it has one at a time.
+
+        Twice those that run: as many again may wait for the answer to their report.
+        """
+        return 2 * self.concurrency if self.mode == "async" else 0
 
     def policy(self, defaults: Policy) -> Policy:
         """Return the policy of tasks in this pool whose handler says nothing else."""
