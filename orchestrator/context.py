@@ -9,17 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, Unpack, overload
 
 import msgspec
 
 from orchestrator import logs
 from orchestrator.durations import seconds as in_seconds
-from orchestrator.enqueueing import normalise
+from orchestrator.enqueueing import Options, normalise
 from orchestrator.outcome import Enqueue
 from orchestrator.payload import encode
-from orchestrator.tasktype import TaskType
+from orchestrator.tasktype import PayloadOf, TaskType
 
+P = TypeVar("P")
 S = TypeVar("S")
 
 
@@ -90,6 +91,24 @@ class Context(Generic[S]):
             return True
         return self._wake(in_seconds(seconds)) or self.stopping
 
+    @overload
+    def enqueue(
+        self,
+        type: TaskType[P, Any],
+        payload: PayloadOf[P],
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def enqueue(
+        self,
+        type: str,
+        payload: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[Options],
+    ) -> None: ...
     def enqueue(
         self,
         type: TaskType[Any, Any] | str,
