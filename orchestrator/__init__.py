@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from orchestrator.mux import Mux
     from orchestrator.retry import Retry
-    from orchestrator.task import State, Task
+    from orchestrator.task import Progress, State, Task
     from orchestrator.tasktype import TaskType
 
 __version__ = "0.1.0"
@@ -48,6 +48,7 @@ __all__ = [
     "Mux",
     "OrchestratorError",
     "PayloadError",
+    "Progress",
     "Retry",
     "RetryAfter",
     "Snooze",
@@ -65,7 +66,7 @@ _MODULES = {
     "context": ("Context",),
     "mux": ("Mux",),
     "retry": ("Retry",),
-    "task": ("State", "Task"),
+    "task": ("Progress", "State", "Task"),
     "tasktype": ("TaskType",),
     "errors": (
         "Cancelled",

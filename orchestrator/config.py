@@ -144,6 +144,11 @@ class PoolSettings(_Section, frozen=True, kw_only=True):
         elif not self.concurrency:
             msgspec.structs.force_setattr(self, "concurrency", 100)
 
+    @property
+    def lanes(self) -> int:
+        """How many attempts one process runs beside each other; 0 where it runs one at a time."""
+        return self.concurrency if self.mode == "async" else 0
+
     def policy(self, defaults: Policy) -> Policy:
         """Return the policy of tasks in this pool whose handler says nothing else."""
         if self.timeout is msgspec.UNSET:

@@ -285,6 +285,10 @@ class Mux:
         """Return the patterns served, in the order of `routes`."""
         return list(self.routes())
 
+    def async_patterns(self) -> list[str]:
+        """Return the patterns whose handlers are `async def`: those that an async pool serves."""
+        return [pattern for pattern, route in self.routes().items() if route.is_async]
+
     def policies(self, defaults: Policy) -> dict[str, Policy]:
         """Return the policy of each pattern, what its handler left open filled in."""
         return {pattern: route.options.policy(defaults) for pattern, route in self.routes().items()}

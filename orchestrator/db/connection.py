@@ -211,8 +211,10 @@ def connect(
     statement_timeout: float | None = None,
     client_keepalives: Keepalives = SHORT_KEEPALIVES,
     server_keepalives: Keepalives = SHORT_KEEPALIVES,
+    kind: type[Any] | None = None,
 ) -> Session:
-    """Open a session. Times are in seconds.
+    """Open a session. Times are in seconds; `kind` is a class of connections, which
+    decides about transactions itself; without it every statement is one.
 
     Raises:
         DatabaseUnavailable: the server cannot be reached or refuses us.
@@ -229,6 +231,7 @@ def connect(
     try:
         connection = psycopg2.connect(
             libpq_url(url),
+            connection_factory=kind,
             application_name=application_name,
             connect_timeout=max(2, round(connect_timeout)),  # libpq takes 1 for 2
             keepalives=1,
@@ -242,7 +245,8 @@ def connect(
         raise DatabaseUnavailable(
             f"cannot connect to {redacted(url)}: {str(error).strip()}"
         ) from error
-    connection.autocommit = True
+    if kind is None:
+        connection.autocommit = True
     return Session(connection, schema)
 
 

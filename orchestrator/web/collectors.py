@@ -44,13 +44,17 @@ def collect(status: Status, run_directory: Path) -> Derived:
 def _of_workers(views: list[SlotView], pools: list[str]) -> dict[str, Samples]:
     # A pool without a slot is exported all the same: absence is harder to alert on than 0.
     pools = list(dict.fromkeys([*pools, *(view.pool for view in views)]))
-    ready = Counter(view.pool for view in views if view.is_ready)
-    busy = Counter(view.pool for view in views if view.is_ready and view.is_busy)
+    capacity: Counter[str] = Counter()
+    busy: Counter[str] = Counter()
+    for view in views:
+        if view.is_ready:
+            capacity[view.pool] += view.n_lanes or 1
+            busy[view.pool] += view.n_busy
     states = Counter((view.pool, state_of(view)) for view in views)
     return {
         "tasks_running": [((), float(busy.total()))],
         "worker_pool_utilization": [
-            ((pool,), busy[pool] / ready[pool] if ready[pool] else 0.0) for pool in pools
+            ((pool,), busy[pool] / capacity[pool] if capacity[pool] else 0.0) for pool in pools
         ],
         "orchestrator_workers": [
             ((pool, state), float(states[pool, state])) for pool in pools for state in STATES

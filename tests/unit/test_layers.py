@@ -24,7 +24,7 @@ LAYERS = [
     # one function = one transaction
     "store",
     # what users import, and what the processes run
-    "client mux context loading runner meter testing duties web",
+    "client mux context interrupts loading runner meter testing duties web",
     # handlers of our own, which use nothing that users could not
     "builtin",
     "processes",

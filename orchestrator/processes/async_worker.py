@@ -1,0 +1,374 @@
+"""The worker of a pool with `mode = "async"`: many coroutines at once on one event loop.
+
+    desk (one coroutine, the only one that speaks to the database, in a thread of its own)
+        report what has ended ──> claim as many as there are free lanes ──> wait ──> again
+    lane (one per attempt, `concurrency` of them)
+        RUN (published) ──handler done──> REPORT until the desk has the answer ──> free
+
+Each lane has a record in the slot, so that the death of this process tells which attempts it ran;
+the worker's own record holds the token of a claim under way until the lanes hold its tasks.
+
+Time limits and cancels reach a handler as asyncio's CancelledError. One that goes on all the same,
+or blocks the loop, is beyond our reach here: after the grace the supervisor kills the process, the
+attempt it was meant for gets that cause, and the others are suspects, which run alone next. A task
+that is to run alone waits until the lanes are empty, and this worker is replaced after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from orchestrator import config, logs
+from orchestrator.context import Said
+from orchestrator.db.connection import Session
+from orchestrator.errors import Cancelled, DatabaseUnavailable, PayloadError
+from orchestrator.interrupts import Interrupts
+from orchestrator.mux import Mux
+from orchestrator.outcome import Answer, Ending, Outcome
+from orchestrator.processes.claimant import Claimant
+from orchestrator.processes.identity import PASSED_SIGNALS, Place
+from orchestrator.processes.messages import Spawn
+from orchestrator.processes.signals import STOP_ATTEMPT
+from orchestrator.runner import Runner, refused
+from orchestrator.slots import Phase, RecordWriter
+from orchestrator.store.finish import finish
+from orchestrator.store.progress import Report, report_progress
+from orchestrator.store.record import record
+from orchestrator.store.release import release
+from orchestrator.task import Claim
+
+# The most that one statement claims or finishes.
+BATCH = 500
+# What handlers say is written together, at this pace.
+PROGRESS_SECONDS = 0.5
+
+T = TypeVar("T")
+
+log = logs.get("worker")
+
+
+@dataclass(eq=False)
+class Lane:
+    """One place for an attempt."""
+
+    record: RecordWriter
+    claim: Claim | None = None
+    outcome: Outcome | None = None
+    interrupts: Interrupts | None = None
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def is_to_stop(self) -> bool:
+        claim = self.claim
+        return claim is not None and self.record.is_asked_to_stop(claim.task_id, claim.token)
+
+
+class AsyncWorker:
+    """The event loop of one worker."""
+
+    def __init__(self, place: Place, settings: config.Settings, mux: Mux, birth: Spawn) -> None:
+        patterns = mux.async_patterns()
+        self.claimant = Claimant(
+            place,
+            settings,
+            birth,
+            patterns=patterns,
+            refused=sorted(set(mux.patterns()) - set(patterns)),
+            signals=(*PASSED_SIGNALS, STOP_ATTEMPT),
+        )
+        self.slot = self.claimant.slot
+        self.kill_after = settings.node.cancel_grace
+        self.lanes = [Lane(record) for record in self.slot.lanes()]
+        self.free = list(reversed(self.lanes))
+        self.by_claim: dict[tuple[int, int], Lane] = {}
+        self.ended: list[Lane] = []
+        self.progress: dict[tuple[int, int], Said] = {}
+        self.progress_at = 0.0
+        self.alone: Claim | None = None
+        self.was_told_to_stop = False
+        self.may_have_work = True
+        self.is_spent = False
+        self.database = ThreadPoolExecutor(1, "database")
+        self.news = asyncio.Event()
+        self.stop = asyncio.Event()
+        self.runner = Runner(
+            mux,
+            defaults=self.claimant.pool.policy(settings.defaults.policy()),
+            stopping=lambda: self.is_stopping,
+            wake=self._refuse_to_block,
+            nap=self._nap,
+            cancelled=self._is_cancelled,
+            progress=self._keep_progress,
+        )
+
+    @property
+    def is_stopping(self) -> bool:
+        """True once the node drains or this worker was told to end."""
+        return self.was_told_to_stop or self.claimant.header.is_stopping
+
+    def work(self) -> int:
+        """Claim and run until told to stop; return the exit code."""
+        with self.runner, self.database:
+            asyncio.run(self._serve())
+        self.claimant.disconnect()
+        return 0
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.loop.add_reader(self.claimant.inbox, self._on_signals)
+        self.slot.ready()
+        self.claimant.ring_bell()
+        try:
+            await self._keep_desk()
+        finally:
+            self.loop.remove_reader(self.claimant.inbox)
+            self.slot.publish(Phase.IDLE)
+
+    # -- the desk
+
+    async def _keep_desk(self) -> None:
+        """Report, claim, wait; until told to stop and all that ran is reported."""
+        while True:
+            self.news.clear()
+            if self.ended:
+                await self._report()
+            await self._write_progress()
+            if self.is_stopping and self.alone is not None:
+                await self._give_back()
+            n_busy = len(self.lanes) - len(self.free)
+            if self.alone is not None and not n_busy:
+                self.is_spent = True
+                self._start(self.alone)
+                self.alone = None
+                self._say(Phase.RUN)
+            elif self._wants_more() and self.claimant.may_claim():
+                await self._claim()
+            elif not n_busy and (self.is_stopping or self.is_spent):
+                return
+            elif not self.ended:
+                await self._wait()
+
+    def _wants_more(self) -> bool:
+        return bool(
+            self.free
+            and self.may_have_work
+            and self.alone is None
+            and not (self.is_stopping or self.is_spent)
+        )
+
+    async def _wait(self) -> None:
+        """Wait for news: an end, a byte of the pool's pipe, a signal, time to write progress.
+
+        A node that must not claim now is waited for as well: its steward wakes us when it may.
+        """
+        is_idle = bool(self.free) and self.alone is None and not (self.is_stopping or self.is_spent)
+        # Idle is who may be woken.
+        self._say(Phase.IDLE if is_idle else Phase.RUN)
+        if is_idle:
+            self.claimant.ring_idle()
+            self.loop.add_reader(self.claimant.waiting, self._on_wake)
+        seconds = None
+        if self.progress:
+            seconds = max(0.0, self.progress_at + PROGRESS_SECONDS - time.monotonic())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.news.wait(), seconds)
+        if is_idle:
+            self.loop.remove_reader(self.claimant.waiting)
+
+    def _say(self, phase: Phase) -> None:
+        """Publish what the worker itself does; a task that waits to run alone stays protected."""
+        if self.alone is not None:
+            self.slot.publish(Phase.CLAIM, token=self.alone.token)
+        else:
+            self.slot.publish(phase)
+
+    def _on_wake(self) -> None:
+        if self.claimant.waiting.poll(0):
+            self.claimant.take_byte()
+        self.may_have_work = True
+        self.news.set()
+
+    def _on_signals(self) -> None:
+        signals = self.claimant.inbox.drain()
+        if signal.SIGTERM in signals:
+            self.was_told_to_stop = True
+        if self.is_stopping:
+            self.stop.set()
+        if STOP_ATTEMPT in signals:
+            for lane in self.by_claim.values():
+                if lane.is_to_stop and lane.interrupts is not None:
+                    lane.interrupts.interrupt(Cancelled("the task was cancelled"))
+        self.news.set()
+
+    async def _with_session(self, work: Callable[[Session], T]) -> T | None:
+        """Do work in the database's thread; None, after a pause, when the database is away."""
+
+        def run() -> T | None:
+            session = self.claimant.connected()
+            return None if session is None else work(session)
+
+        try:
+            done = await self.loop.run_in_executor(self.database, run)
+        except DatabaseUnavailable as error:
+            self.claimant.lost(error)
+            done = None
+        if done is None:
+            await asyncio.sleep(self.claimant.backoff.next())
+        return done
+
+    # -- claim
+
+    async def _claim(self) -> None:
+        """Claim for the free lanes and start what was claimed."""
+        limit = min(len(self.free), BATCH)
+        token = secrets.randbits(62) + 1
+        self.slot.publish(Phase.CLAIM, token=token)
+        claims = await self._with_session(lambda _: self.claimant.claim(token=token, limit=limit))
+        if claims is None:
+            # What the old backend may still claim belongs to nobody: the token is withdrawn.
+            self.slot.publish(Phase.IDLE)
+            return
+        # A claim that was not filled has met the end of the queues: whoever enqueues wakes us.
+        self.may_have_work = len(claims) == limit
+        for claimed in claims:
+            if claimed.is_alone:
+                # It came by itself, and waits, under the token, until the lanes are empty.
+                self.alone = claimed
+                self.may_have_work = True
+                return
+            self._start(claimed)
+        self._say(Phase.RUN)
+
+    async def _give_back(self) -> None:
+        """Release the task that waits to run alone: a drain has begun."""
+        alone = self.alone
+        assert alone is not None
+        if (
+            await self._with_session(lambda s: release(s, [(alone.task_id, alone.token)]))
+            is not None
+        ):
+            self.alone = None
+
+    # -- run
+
+    def _start(self, claimed: Claim) -> None:
+        lane = self.free.pop()
+        lane.claim, lane.outcome, lane.interrupts = claimed, None, Interrupts()
+        self.by_claim[claimed.task_id, claimed.token] = lane
+        timeout = self.runner.policy(claimed).timeout
+        started_ns = time.monotonic_ns()
+        deadline_ns = 0
+        if timeout is not None:
+            deadline_ns = started_ns + int((timeout + self.kill_after) * 1e9)
+        lane.record.publish(
+            Phase.RUN,
+            token=claimed.token,
+            task_id=claimed.task_id,
+            attempt=claimed.attempt,
+            started_ns=started_ns,
+            hard_deadline_ns=deadline_ns,
+        )
+        if len(self.by_claim) == 1:
+            self.claimant.ring_bell()
+        lane.task = self.loop.create_task(self._run(lane, claimed, lane.interrupts, started_ns))
+
+    async def _run(
+        self, lane: Lane, claimed: Claim, interrupts: Interrupts, started_ns: int
+    ) -> None:
+        lane.outcome = await self.runner.run_beside(claimed, interrupts)
+        lane.record.publish(
+            Phase.REPORT,
+            token=claimed.token,
+            task_id=claimed.task_id,
+            attempt=claimed.attempt,
+            started_ns=started_ns,
+        )
+        self.ended.append(lane)
+        self.news.set()
+
+    async def _nap(self, seconds: float) -> bool:
+        """Sleep for a handler; end early, with True, when the worker is told to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.stop.wait(), seconds)
+        return self.is_stopping
+
+    @staticmethod
+    def _refuse_to_block(seconds: float) -> bool:
+        raise RuntimeError(
+            f"ctx.wait({seconds:g}): blocks, and with it all tasks of this async pool: write "
+            "`await ctx.sleep(...)`"
+        )
+
+    def _is_cancelled(self, claimed: Claim) -> bool:
+        lane = self.by_claim.get((claimed.task_id, claimed.token))
+        return lane is not None and lane.is_to_stop
+
+    # -- progress
+
+    def _keep_progress(self, claimed: Claim, said: Said) -> None:
+        # Handlers may say it in a thread of theirs.
+        self.progress[claimed.task_id, claimed.token] = said
+        self.loop.call_soon_threadsafe(self.news.set)
+
+    async def _write_progress(self) -> None:
+        now = time.monotonic()
+        if not self.progress or now < self.progress_at + PROGRESS_SECONDS:
+            return
+        self.progress_at = now
+        said, self.progress = self.progress, {}
+        reports = [
+            Report(task_id, token, words.done, words.total, words.message)
+            for (task_id, token), words in said.items()
+        ]
+        # What cannot be kept is dropped: the next word is newer.
+        await self._with_session(lambda session: report_progress(session, reports))
+
+    # -- report
+
+    async def _report(self) -> None:
+        """Report all that has ended; what the database did not answer stays for the next time."""
+        batch, self.ended = self.ended[:BATCH], self.ended[BATCH:]
+        answers = await self._with_session(lambda session: self._record(session, batch))
+        if answers is None:
+            self.ended = [*batch, *self.ended]
+            return
+        for lane, answer in zip(batch, answers, strict=True):
+            assert lane.claim is not None and lane.outcome is not None
+            self.claimant.count(lane.claim, lane.outcome, answer)
+            del self.by_claim[lane.claim.task_id, lane.claim.token]
+            lane.claim = lane.outcome = lane.interrupts = lane.task = None
+            lane.record.publish(Phase.IDLE)
+            self.free.append(lane)
+        self.slot.count_finished(len(batch))
+
+    def _record(self, session: Session, batch: list[Lane]) -> list[Answer]:
+        """Record ends: successes together, the others one by one; answers in their order."""
+        ends = {lane: (lane.claim, lane.outcome) for lane in batch}
+        answers: dict[Lane, Answer] = {}
+        successes = [
+            (lane, claim, outcome)
+            for lane, (claim, outcome) in ends.items()
+            if claim is not None and outcome is not None and outcome.ending is Ending.SUCCEEDED
+        ]
+        if len(successes) > 1:
+            # One that is refused must not take the others with it: then they go one by one.
+            with contextlib.suppress(PayloadError):
+                together = finish(session, [(claim, outcome) for _, claim, outcome in successes])
+                answers.update(zip([lane for lane, _, _ in successes], together, strict=True))
+        for lane, (claim, outcome) in ends.items():
+            if lane in answers or claim is None or outcome is None:
+                continue
+            try:
+                answers[lane] = record(session, claim, outcome)
+            except PayloadError as error:
+                lane.outcome = refused(claim, outcome, self.runner.policy(claim), error)
+                answers[lane] = record(session, claim, lane.outcome)
+        return [answers[lane] for lane in batch]
