@@ -40,12 +40,16 @@ def resize_image(ctx: Context[Storage], payload: Resize) -> dict[str, int]:
     ctx.enqueue(send, {"to": "a@example.org", "subject": payload.url}, delay="5s", tags=["x"])
     ctx.enqueue("plain:text", {"any": "thing"}, idempotency_key="k")
     ctx.enqueue("no:payload")
+    ctx.progress(1, 2.5, "half")
+    with ctx.shield():
+        ctx.wait("5ms")
     return {"bytes": ctx.state.put(payload.url)}
 
 
 @mux.handler(send, timeout=None)
 async def send_mail(ctx: Context[None], payload: Mail) -> None:
-    await asyncio.sleep(0)
+    if await ctx.sleep("1s"):
+        return
     ctx.log.info("mail.sent", to=payload["to"])
 
 
