@@ -24,9 +24,10 @@ LAYERS = [
     # one function = one transaction
     "store",
     # what users import, and what the processes run
-    "client mux context interrupts loading runner meter testing duties web",
+    "client async_client verbs batch mux context interrupts loading runner meter testing "
+    "duties web",
     # handlers of our own, which use nothing that users could not
-    "builtin",
+    "builtin contrib",
     "processes",
     "cli",
 ]
