@@ -61,5 +61,5 @@ async def awaited(client: AsyncClient) -> None:
     many: list[Task[Total]] = await client.enqueue_many(total, [Order([]), Order([1.0])])
     again: Task[Any] = await client.get(5)
     async for each in client.tasks(state=State.DEAD):
-        each.id
+        assert each.id
     assert result and many and again
