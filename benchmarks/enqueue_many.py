@@ -1,15 +1,14 @@
 """How long `enqueue_many` of 100,000 tasks takes, and how much memory, for each way to enqueue.
 
-    DATABASE_URL=postgresql://... python -m benchmarks.enqueue_many [tasks]
+    python -m benchmarks.enqueue_many [tasks]
 
-The database must be migrated; it is left without the tasks. Each way runs in a process of its own,
-since the peak of memory is a process's. The payload is a small dict.
+Makes a server of its own that waits for the disk. Each way runs in a process of its own, since the
+peak of memory is a process's. The payload is a small dict.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator import AsyncClient, Client
+from tests.server import own_server
 
 TYPE = "benchmark:enqueue_many"
 
@@ -101,28 +101,15 @@ def measure(name: str, url: str, n: int) -> None:
     )
 
 
-def clear(url: str) -> None:
-    """Remove the tasks of the benchmark, whatever state they are in."""
-    import psycopg2
-
-    with psycopg2.connect(url) as conn, conn.cursor() as cursor:
-        cursor.execute("set search_path to orchestrator")
-        find = "create temporary table gone on commit drop as select id from tasks where type = %s"
-        cursor.execute(find, (TYPE,))
-        for table in ("ready", "idempotency", "task"):
-            cursor.execute(f"delete from {table} where id in (select id from gone)")
-
-
 def main() -> None:
-    url = os.environ["DATABASE_URL"]
-    if len(sys.argv) == 3:
-        measure(sys.argv[1], url, int(sys.argv[2]))
+    if len(sys.argv) == 4:
+        measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))
         return
-    n = int(sys.argv[1]) if len(sys.argv) == 2 else 100_000
-    for way in WAYS:
-        command = [sys.executable, "-m", "benchmarks.enqueue_many", way.__name__, str(n)]
-        subprocess.run(command, check=True)
-        clear(url)
+    n = sys.argv[1] if len(sys.argv) == 2 else "100000"
+    with own_server(is_safe=True) as server:
+        for way in WAYS:
+            command = [sys.executable, "-m", "benchmarks.enqueue_many", way.__name__, server.dsn, n]
+            subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

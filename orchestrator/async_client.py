@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, Unpack, overload
 
-from orchestrator.client import Options, check_place, place_from_config, required
+from orchestrator.client import check_place, place_from_config, required
 from orchestrator.db.async_connection import AsyncSession, connect, require_psycopg
 from orchestrator.db.async_joining import AsyncJoined, join
 from orchestrator.db.async_pool import AsyncPool
+from orchestrator.enqueueing import Options
 from orchestrator.task import State, Task
-from orchestrator.tasktype import TaskType
+from orchestrator.tasktype import PayloadOf, TaskType
 from orchestrator.verbs import Verbs
 
 P = TypeVar("P")
@@ -77,7 +78,7 @@ class AsyncClient:
     async def enqueue(
         self,
         type: TaskType[P, R],
-        payload: P | Mapping[str, Any],
+        payload: PayloadOf[P],
         *,
         idempotency_key: str | None = None,
         conn: Any = None,
@@ -136,7 +137,7 @@ class AsyncClient:
     async def enqueue_many(
         self,
         type: TaskType[P, R],
-        payloads: Iterable[P | Mapping[str, Any]],
+        payloads: Iterable[PayloadOf[P]],
         *,
         conn: Any = None,
         on_progress: Callable[[int, int], None] | None = None,
@@ -178,6 +179,10 @@ class AsyncClient:
             **options,
         )
 
+    @overload
+    async def get(self, task: Task[R]) -> Task[R]: ...
+    @overload
+    async def get(self, task: int) -> Task[Any]: ...
     async def get(self, task: Task[R] | int) -> Task[R]:
         """Return a task as it is now, with its attempts; see `Client.get`."""
         return await self._verbs.get(task)
@@ -198,22 +203,42 @@ class AsyncClient:
         """Wake a sleeping worker after the caller's commit; see `Client.ring`."""
         return await self._verbs.ring()
 
+    @overload
+    async def wait(
+        self, task: Task[R], timeout: str | float | timedelta | None = None
+    ) -> Task[R]: ...
+    @overload
+    async def wait(
+        self, task: int, timeout: str | float | timedelta | None = None
+    ) -> Task[Any]: ...
     async def wait(
         self, task: Task[R] | int, timeout: str | float | timedelta | None = None
     ) -> Task[R]:
         """Wait until a task has ended, in whatever way, and return it; see `Client.wait`."""
         return await self._verbs.wait(task, timeout)
 
+    @overload
+    async def result(self, task: Task[R], timeout: str | float | timedelta | None = None) -> R: ...
+    @overload
+    async def result(self, task: int, timeout: str | float | timedelta | None = None) -> Any: ...
     async def result(
         self, task: Task[R] | int, timeout: str | float | timedelta | None = None
     ) -> R:
         """Wait for the result of a task; see `Client.result`."""
         return await self._verbs.result(task, timeout)
 
+    @overload
+    async def cancel(self, task: Task[R]) -> Task[R]: ...
+    @overload
+    async def cancel(self, task: int) -> Task[Any]: ...
     async def cancel(self, task: Task[R] | int) -> Task[R]:
         """Cancel a task and return it; see `Client.cancel`."""
         return await self._verbs.cancel(task)
 
+    @overload
+    async def redrive(self, task: Task[R]) -> Task[R]: ...
+    @overload
+    async def redrive(self, task: int) -> Task[Any]: ...
     async def redrive(self, task: Task[R] | int) -> Task[R]:
         """Put a dead task back into line, with new budgets; see `Client.redrive`."""
         return await self._verbs.redrive(task)

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from orchestrator import config
 from orchestrator.db.channel import (
@@ -24,27 +24,14 @@ from orchestrator.db.channel import (
 from orchestrator.db.connection import Session, connect
 from orchestrator.db.joining import join
 from orchestrator.db.pool import Pool
+from orchestrator.enqueueing import Options
 from orchestrator.errors import ConfigError
 from orchestrator.task import State, Task
-from orchestrator.tasktype import TaskType
+from orchestrator.tasktype import PayloadOf, TaskType
 from orchestrator.verbs import Verbs
 
 P = TypeVar("P")
 R = TypeVar("R")
-
-
-class Options(TypedDict, total=False):
-    """What `Client.enqueue` and `Client.enqueue_many` take for all payloads alike."""
-
-    queue: str | None
-    priority: int | None
-    run_at: datetime | None
-    delay: str | float | timedelta | None
-    max_attempts: int | None
-    timeout: str | float | timedelta | None
-    ttl: str | float | timedelta | None
-    tags: Sequence[str]
-    headers: Mapping[str, Any] | None
 
 
 class Client:
@@ -94,7 +81,7 @@ class Client:
     def enqueue(
         self,
         type: TaskType[P, R],
-        payload: P | Mapping[str, Any],
+        payload: PayloadOf[P],
         *,
         idempotency_key: str | None = None,
         conn: Any = None,
@@ -167,7 +154,7 @@ class Client:
     def enqueue_many(
         self,
         type: TaskType[P, R],
-        payloads: Iterable[P | Mapping[str, Any]],
+        payloads: Iterable[PayloadOf[P]],
         *,
         conn: Any = None,
         on_progress: Callable[[int, int], None] | None = None,
@@ -218,6 +205,10 @@ class Client:
             )
         )
 
+    @overload
+    def get(self, task: Task[R]) -> Task[R]: ...
+    @overload
+    def get(self, task: int) -> Task[Any]: ...
     def get(self, task: Task[R] | int) -> Task[R]:
         """Return a task as it is now, with its attempts.
 
@@ -254,6 +245,10 @@ class Client:
         """
         return at_once(self._verbs.ring())
 
+    @overload
+    def wait(self, task: Task[R], timeout: str | float | timedelta | None = None) -> Task[R]: ...
+    @overload
+    def wait(self, task: int, timeout: str | float | timedelta | None = None) -> Task[Any]: ...
     def wait(self, task: Task[R] | int, timeout: str | float | timedelta | None = None) -> Task[R]:
         """Wait until a task has ended, in whatever way, and return it.
 
@@ -266,6 +261,10 @@ class Client:
         """
         return at_once(self._verbs.wait(task, timeout))
 
+    @overload
+    def result(self, task: Task[R], timeout: str | float | timedelta | None = None) -> R: ...
+    @overload
+    def result(self, task: int, timeout: str | float | timedelta | None = None) -> Any: ...
     def result(self, task: Task[R] | int, timeout: str | float | timedelta | None = None) -> R:
         """Wait for the result of a task; of its TaskType's result type, if `task` carries one.
 
@@ -276,6 +275,10 @@ class Client:
         """
         return at_once(self._verbs.result(task, timeout))
 
+    @overload
+    def cancel(self, task: Task[R]) -> Task[R]: ...
+    @overload
+    def cancel(self, task: int) -> Task[Any]: ...
     def cancel(self, task: Task[R] | int) -> Task[R]:
         """Cancel a task and return it.
 
@@ -287,6 +290,10 @@ class Client:
         """
         return at_once(self._verbs.cancel(task))
 
+    @overload
+    def redrive(self, task: Task[R]) -> Task[R]: ...
+    @overload
+    def redrive(self, task: int) -> Task[Any]: ...
     def redrive(self, task: Task[R] | int) -> Task[R]:
         """Put a dead task back into line, with new budgets, and return it.
 

@@ -60,6 +60,7 @@ class Enqueuer(Protocol):
 
     def enqueue(self, type: Any, payload: Any = None, **options: Any) -> Task[Any]: ...
     def get(self, task: Any) -> Task[Any]: ...
+    def cancel(self, task: Any) -> Task[Any]: ...
 
 
 class Awaiting:
@@ -74,6 +75,9 @@ class Awaiting:
 
     def get(self, task: Any) -> Task[Any]:
         return self._runner.run(self._client.get(task))
+
+    def cancel(self, task: Any) -> Task[Any]:
+        return self._runner.run(self._client.cancel(task))
 
 
 @pytest.fixture(params=["Client", "AsyncClient"])
@@ -104,7 +108,10 @@ def enqueued(client: Enqueuer, type: Any, payload: Any, **options: Any) -> Task[
     except PayloadError as error:
         assert REFUSED.match(str(error)), error
         return None
-    return client.get(task.id)
+    found = client.get(task.id)
+    # The next draw may have the same idempotency key.
+    client.cancel(found)
+    return found
 
 
 @WITH_DATABASE

@@ -19,13 +19,13 @@ LAYERS = [
     # values, no I/O
     "errors outcome options retry durations task payload tasktype enqueueing failure",
     # machinery: of the process, then of the database, whose settings come from config
-    "config config_rules cpus logs metrics slots",
+    "config config_files config_reader config_rules config_text cpus logs metrics slots",
     "db",
     # one function = one transaction
     "store",
     # what users import, and what the processes run
-    "client async_client verbs batch mux context interrupts loading runner meter testing duties"
-    " web",
+    "client async_client verbs batch mux context interrupts loading runner meter testing "
+    "duties web",
     # handlers of our own, which use nothing that users could not
     "builtin contrib",
     "processes",

@@ -33,3 +33,8 @@ def test_every_sql_file_is_shipped(folder: str, package: str) -> None:
     missing = set((CHECKOUT / folder).rglob("*.sql")) - shipped
 
     assert not missing, f"[options.package_data] {package} lacks {sorted(missing)}"
+
+
+def test_mark_of_a_typed_package_is_shipped() -> None:
+    assert (CHECKOUT / "orchestrator/py.typed").is_file()
+    assert "py.typed" in SETUP["options.package_data"]["orchestrator"].split()
