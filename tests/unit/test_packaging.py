@@ -33,3 +33,11 @@ def test_every_sql_file_is_shipped(folder: str, package: str) -> None:
     missing = set((CHECKOUT / folder).rglob("*.sql")) - shipped
 
     assert not missing, f"[options.package_data] {package} lacks {sorted(missing)}"
+
+
+def test_pytest_finds_the_plugin_of_the_installed_package() -> None:
+    plugins = SETUP["options.entry_points"]["pytest11"].strip()
+
+    name, _, module = plugins.partition(" = ")
+    assert name == "orchestrator"
+    assert (CHECKOUT / module.replace(".", "/")).with_suffix(".py").is_file()
