@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import psycopg2
 import psycopg2.extensions
@@ -32,7 +32,7 @@ from orchestrator import payload as json
 from orchestrator.db.connection import Session, connect, translated_errors
 from orchestrator.db.pool import Pool
 from orchestrator.durations import seconds
-from orchestrator.enqueueing import EnqueueOptions, check_key, normalise
+from orchestrator.enqueueing import EnqueueOptions, Options, check_key, normalise
 from orchestrator.errors import (
     ConfigError,
     DatabaseUnavailable,
@@ -47,7 +47,7 @@ from orchestrator.store.enqueue import Enqueued, enqueue, max_payload_bytes
 from orchestrator.store.redrive import redrive
 from orchestrator.store.ring import ring
 from orchestrator.task import State, Task
-from orchestrator.tasktype import TaskType
+from orchestrator.tasktype import PayloadOf, TaskType
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -60,20 +60,6 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.05, 1.0
 # How long `wait` bears a server that is away: a restart, a failover.
 _PATIENCE_SECONDS = 30.0
 _LARGEST_ID = 2**63 - 1
-
-
-class Options(TypedDict, total=False):
-    """What `Client.enqueue` and `Client.enqueue_many` take for all payloads alike."""
-
-    queue: str | None
-    priority: int | None
-    run_at: datetime | None
-    delay: str | float | timedelta | None
-    max_attempts: int | None
-    timeout: str | float | timedelta | None
-    ttl: str | float | timedelta | None
-    tags: Sequence[str]
-    headers: Mapping[str, Any] | None
 
 
 class Client:
@@ -142,7 +128,7 @@ class Client:
     def enqueue(
         self,
         type: TaskType[P, R],
-        payload: P | Mapping[str, Any],
+        payload: PayloadOf[P],
         *,
         idempotency_key: str | None = None,
         conn: Any = None,
@@ -216,7 +202,7 @@ class Client:
     def enqueue_many(
         self,
         type: TaskType[P, R],
-        payloads: Iterable[P | Mapping[str, Any]],
+        payloads: Iterable[PayloadOf[P]],
         *,
         conn: Any = None,
         on_progress: Callable[[int, int], None] | None = None,
@@ -279,6 +265,10 @@ class Client:
         self._ring_for(tasks)
         return tasks
 
+    @overload
+    def get(self, task: Task[R]) -> Task[R]: ...
+    @overload
+    def get(self, task: int) -> Task[Any]: ...
     def get(self, task: Task[R] | int) -> Task[R]:
         """Return a task as it is now, with its attempts.
 
@@ -328,6 +318,10 @@ class Client:
         """
         return self._run(ring, is_repeatable=True)
 
+    @overload
+    def wait(self, task: Task[R], timeout: str | float | timedelta | None = None) -> Task[R]: ...
+    @overload
+    def wait(self, task: int, timeout: str | float | timedelta | None = None) -> Task[Any]: ...
     def wait(self, task: Task[R] | int, timeout: str | float | timedelta | None = None) -> Task[R]:
         """Wait until a task has ended, in whatever way, and return it.
 
@@ -362,6 +356,10 @@ class Client:
             time.sleep(min(pause, left))
             pause = min(pause * 1.5, _LAST_PAUSE)
 
+    @overload
+    def result(self, task: Task[R], timeout: str | float | timedelta | None = None) -> R: ...
+    @overload
+    def result(self, task: int, timeout: str | float | timedelta | None = None) -> Any: ...
     def result(self, task: Task[R] | int, timeout: str | float | timedelta | None = None) -> R:
         """Wait for the result of a task; of its TaskType's result type, if `task` carries one.
 
@@ -376,6 +374,10 @@ class Client:
             raise TaskFailed(f"task {ended.id} ({ended.type}) is {ended.state}{reason}", ended)
         return ended.result  # type: ignore[return-value]
 
+    @overload
+    def cancel(self, task: Task[R]) -> Task[R]: ...
+    @overload
+    def cancel(self, task: int) -> Task[Any]: ...
     def cancel(self, task: Task[R] | int) -> Task[R]:
         """Cancel a task and return it.
 
@@ -392,6 +394,10 @@ class Client:
             raise _not_found(task_id)
         return self.get(task)
 
+    @overload
+    def redrive(self, task: Task[R]) -> Task[R]: ...
+    @overload
+    def redrive(self, task: int) -> Task[Any]: ...
     def redrive(self, task: Task[R] | int) -> Task[R]:
         """Put a dead task back into line, with new budgets, and return it.
 

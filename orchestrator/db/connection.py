@@ -13,12 +13,12 @@ from collections import namedtuple
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
 import psycopg2.extensions
 from psycopg2 import errorcodes
 
+from orchestrator.config_rules import redacted
 from orchestrator.db.statements import statement
 from orchestrator.errors import (
     DatabaseUnavailable,
@@ -73,20 +73,6 @@ def libpq_url(url: str) -> str:
     """Return a DSN that libpq takes: `postgresql+driver://` loses its driver."""
     scheme, separator, rest = url.partition("://")
     return scheme.split("+")[0] + separator + rest if separator else url
-
-
-def redacted(url: str) -> str:
-    """Return the URL with its password replaced by "***", fit for logs."""
-    if "://" not in url:
-        parts = psycopg2.extensions.parse_dsn(url) if "=" in url else {}
-        if "password" in parts:
-            return str(psycopg2.extensions.make_dsn(**{**parts, "password": "***"}))
-        return url
-    split = urlsplit(url)
-    if split.password is None:
-        return url
-    host = split.netloc.rpartition("@")[2]
-    return urlunsplit(split._replace(netloc=f"{split.username or ''}:***@{host}"))
 
 
 class Session:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from orchestrator import config
 from orchestrator.client import Client
+from orchestrator.config_reader import VARIABLE_PREFIX
 from orchestrator.processes.identity import KIND, MARKER, all_pids
 from orchestrator.slots import Phase, Slots
 from orchestrator.task import Attempt, State, Task
@@ -144,11 +145,11 @@ class Node:
             name: value
             for name, value in os.environ.items()
             if name not in {*short, MARKER, KIND, "ORCHESTRATOR_CONFIG"}
-            and not name.startswith(config.VARIABLE_PREFIX)
+            and not name.startswith(VARIABLE_PREFIX)
         }
         if "DATABASE_URL" in environ:
             # The handlers may read it; the node must not.
-            environ[f"{config.VARIABLE_PREFIX}DATABASE__URL"] = self.url
+            environ[f"{VARIABLE_PREFIX}DATABASE__URL"] = self.url
         environ[_OWN_MARKER] = self._mark
         if "site-packages" not in _PACKAGE_PARENT:
             search = [_PACKAGE_PARENT, *filter(None, [environ.get("PYTHONPATH")])]

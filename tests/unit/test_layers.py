@@ -19,7 +19,7 @@ LAYERS = [
     # values, no I/O
     "errors outcome options retry durations task payload tasktype enqueueing failure",
     # machinery: of the process, then of the database, whose settings come from config
-    "config config_rules cpus logs metrics slots",
+    "config config_files config_reader config_rules config_text cpus logs metrics slots",
     "db",
     # one function = one transaction
     "store",

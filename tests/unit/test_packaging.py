@@ -41,3 +41,8 @@ def test_pytest_finds_the_plugin_of_the_installed_package() -> None:
     name, _, module = plugins.partition(" = ")
     assert name == "orchestrator"
     assert (CHECKOUT / module.replace(".", "/")).with_suffix(".py").is_file()
+
+
+def test_mark_of_a_typed_package_is_shipped() -> None:
+    assert (CHECKOUT / "orchestrator/py.typed").is_file()
+    assert "py.typed" in SETUP["options.package_data"]["orchestrator"].split()
