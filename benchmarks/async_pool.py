@@ -2,9 +2,9 @@
 
     python -m benchmarks.async_pool [tasks] [concurrency] [milliseconds]
 
-Makes a server of its own that waits for the disk, enqueues everything, starts a node with one worker,
-and reads the times from the database: from the first claim to the last end. Ideal is tasks *
-milliseconds / concurrency.
+Makes a server of its own that waits for the disk, enqueues everything, starts a node with one
+worker, and reads the times from the database: from the first claim to the last end. Ideal is
+tasks * milliseconds / concurrency.
 """
 
 from __future__ import annotations

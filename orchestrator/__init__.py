@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orchestrator.async_client import AsyncClient
     from orchestrator.client import Client
     from orchestrator.context import Context
     from orchestrator.errors import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
     "Cancelled",
     "Client",
     "ConfigError",
@@ -62,6 +64,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "async_client": ("AsyncClient",),
     "client": ("Client",),
     "context": ("Context",),
     "mux": ("Mux",),

@@ -12,15 +12,15 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg2
 
 from orchestrator import __version__
-from orchestrator.client import Client
+from orchestrator.client import Client, required
 from orchestrator.context import Said
 from orchestrator.db.connection import Session, connect
-from orchestrator.errors import ConfigError, DatabaseUnavailable, PayloadError
+from orchestrator.errors import DatabaseUnavailable, PayloadError
 from orchestrator.mux import Mux
 from orchestrator.options import Policy
 from orchestrator.outcome import Ending, Outcome
@@ -37,13 +37,17 @@ from orchestrator.store.release import release
 from orchestrator.task import Claim
 from orchestrator.testing.attempts import AttemptOutcome, away_from_loops, reported, runner
 
+if TYPE_CHECKING:
+    # It needs a driver that users of `Client` may not have.
+    from orchestrator.async_client import AsyncClient
+
 _SLOT = "drain-0"
 _SLICE = 1000
 
 
 def drain(
     mux: Mux,
-    client: Client,
+    client: Client | AsyncClient,
     *,
     queues: Sequence[str] = ("*",),
     scheduled: bool = False,
@@ -86,7 +90,7 @@ def drain(
 class _Database:
     """What the handlers of one drain write to."""
 
-    def __init__(self, client: Client, session: Session) -> None:
+    def __init__(self, client: Client | AsyncClient, session: Session) -> None:
         self.session = session
         self.effects = Effects(lambda: _open(client, kind=EffectsConnection))
         self.said: list[Said] = []
@@ -197,20 +201,20 @@ class _Loop:
             release(self._session, [(claimed.task_id, claimed.token)])
 
 
-def _open(client: Client, *, kind: type[Any] | None = None) -> Session:
-    if client._url is None:
-        raise ConfigError("drain(mux, client): the client was made without url: give it one")
+def _open(client: Client | AsyncClient, *, kind: type[Any] | None = None) -> Session:
+    # The place of its database is a client's own affair, and this is a part of the same package.
+    database = client._database
     return connect(
-        client._url,
+        required(database._url),
         schema=client.schema,
         application_name="orchestrator drain",
-        connect_timeout=client._connect_timeout,
+        connect_timeout=database._connect_timeout,
         kind=kind,
     )
 
 
 @contextlib.contextmanager
-def _opened(client: Client) -> Iterator[Session]:
+def _opened(client: Client | AsyncClient) -> Iterator[Session]:
     session = _open(client)
     try:
         yield session

@@ -271,8 +271,14 @@ def _tasks(within: Any) -> list[Task[Any]]:
     if hasattr(within, "enqueued"):
         return list(within.enqueued)
     if hasattr(within, "tasks"):
-        # Of a Client; the oldest first, as in a capture.
-        return list(within.tasks())[::-1]
+        found = within.tasks()
+        if hasattr(found, "__aiter__"):
+            raise TypeError(
+                "within=...: the database of an AsyncClient cannot be read here, since that is "
+                "awaited: give a Client of the same database"
+            )
+        # The oldest first, as in a capture.
+        return list(found)[::-1]
     return list(itertools.chain.from_iterable(_tasks(one) for one in within))
 
 

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator import Cancelled, Client, Context, DatabaseUnavailable, Mux, Retry, Snooze, State
+from orchestrator import (
+    AsyncClient,
+    Cancelled,
+    Client,
+    Context,
+    DatabaseUnavailable,
+    Mux,
+    Retry,
+    Snooze,
+    State,
+)
 from orchestrator.db.connection import Session
 from orchestrator.store import nodes
 from orchestrator.testing import assert_enqueued, context, drain, run
@@ -325,10 +335,10 @@ def test_a_connection_in_autocommit_mode_is_refused(session: Session) -> None:
         context(connection=session.connection).connection()
 
 
-def test_it_can_be_called_by_an_async_test(client: Client, mux: Mux) -> None:
-    client.enqueue("echo_async", 5)
-
+def test_it_can_be_called_by_an_async_test_with_its_client(dsn: str, mux: Mux) -> None:
     async def test() -> list[Any]:
-        return [outcome.value for outcome in drain(mux, client)]
+        async with AsyncClient(dsn) as client:
+            await client.enqueue("echo_async", 5)
+            return [outcome.value for outcome in drain(mux, client)]
 
     assert asyncio.run(test()) == [5]

@@ -24,9 +24,9 @@ LAYERS = [
     # one function = one transaction
     "store",
     # what users import, and what the processes run
-    "client mux context interrupts loading runner meter duties web",
+    "client async_client verbs batch mux context interrupts loading runner meter duties web",
     # handlers of our own, which use nothing that users could not
-    "builtin",
+    "builtin contrib",
     "processes",
     "cli",
     # what users test with: over all that it runs

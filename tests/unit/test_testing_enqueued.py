@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import ANY
 
 import pytest
 
-from orchestrator import Client, Context, Mux, PayloadError, State, TaskType
+from orchestrator import AsyncClient, Client, Context, Mux, PayloadError, State, TaskType
 from orchestrator.testing import (
     assert_enqueued,
     assert_not_enqueued,
@@ -31,19 +32,6 @@ mail = TaskType("email:send", Mail, queue="mail", priority=3, ttl="1h")
 def client() -> Client:
     """A client whose database is not there."""
     return Client("postgresql://nobody@127.0.0.1:1/nowhere")
-
-
-class AsyncLike:
-    """The enqueueing half of an async client."""
-
-    async def enqueue(self, type: Any, payload: Any = None, **options: Any) -> Any:
-        raise AssertionError("it was sent")
-
-    async def enqueue_many(self, type: Any, payloads: Any, **options: Any) -> Any:
-        raise AssertionError("they were sent")
-
-    async def ring(self) -> bool:
-        raise AssertionError("it rang")
 
 
 # -- capture
@@ -132,9 +120,7 @@ async def _enqueue_all(client: Any) -> None:
 
 
 def test_an_async_client_is_captured_too() -> None:
-    import asyncio
-
-    client = AsyncLike()
+    client = AsyncClient("postgresql://nobody@127.0.0.1:1/nowhere")
 
     with capture(client) as tasks:
         asyncio.run(_enqueue_all(client))
@@ -256,3 +242,8 @@ def test_captured_tasks_contexts_and_outcomes_can_be_looked_through(client: Clie
     assert_enqueued("a", payload=3, within=outcomes[0])
     assert_enqueued("a", payload=4, within=outcomes)
     assert_not_enqueued("a", payload=1, within=outcomes)
+
+
+def test_the_database_of_an_async_client_is_not_read() -> None:
+    with pytest.raises(TypeError, match="give a Client of the same database"):
+        assert_enqueued("a", within=AsyncClient("postgresql://nobody@127.0.0.1:1/nowhere"))

@@ -7,7 +7,7 @@ from typing import Any, assert_type
 
 from shared import Order, Resize, Total, resize, send, total
 
-from orchestrator import Client, State, Task, TaskType
+from orchestrator import AsyncClient, Client, State, Task, TaskType
 
 client = Client("postgresql://localhost/app")
 
@@ -53,3 +53,13 @@ assert_type(many, list[Task[Total]])
 assert_type(client.enqueue_many("plain:text", [1, "two", None]), list[Task[Any]])
 for found in client.tasks(state=[State.DEAD, "ready"], type=total, limit=5):
     assert_type(found, Task[Any])
+
+
+async def awaited(client: AsyncClient) -> None:
+    task = await client.enqueue(total, Order([1.0]), priority=5)
+    result: Total = await client.result(task)
+    many: list[Task[Total]] = await client.enqueue_many(total, [Order([]), Order([1.0])])
+    again: Task[Any] = await client.get(5)
+    async for each in client.tasks(state=State.DEAD):
+        each.id
+    assert result and many and again

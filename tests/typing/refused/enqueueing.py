@@ -6,7 +6,7 @@ from datetime import datetime
 
 from shared import Order, Resize, Total, resize, send, total
 
-from orchestrator import Client, Task
+from orchestrator import AsyncClient, Client, Task
 
 client = Client("postgresql://localhost/app")
 
@@ -42,3 +42,13 @@ client.get(total)  # error: mypy, pyright
 client.wait(task, time=5)  # error: mypy, pyright
 right: Total = client.result(task)
 Client("postgresql://localhost/app", pool=4)  # error: mypy, pyright
+
+
+async def awaited(client: AsyncClient) -> None:
+    await client.enqueue(resize, Order([]))  # error: mypy, pyright
+    await client.enqueue(total, Order([]), prio=5)  # error: mypy, pyright
+    await client.enqueue_many(total, [Resize("a")])  # error: mypy, pyright
+    task = await client.enqueue(total, Order([1.0]))
+    number: float = await client.result(task)  # error: mypy, pyright
+    right: Total = client.result(task)  # error: mypy, pyright
+    assert number, right
