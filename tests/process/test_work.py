@@ -36,7 +36,7 @@ def test_task_without_a_handler_is_held_visibly_and_runs_once_there_is_one(
     others = client.wait(client.enqueue("where", {}), timeout=10)
 
     node.terminate()
-    node.handlers = ("tests.handlers", "tests.handlers:late")
+    node.modules = ("tests.handlers", "tests.handlers:late")
     node.start()
 
     ended = client.wait(task, timeout=20)

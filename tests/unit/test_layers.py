@@ -24,12 +24,14 @@ LAYERS = [
     # one function = one transaction
     "store",
     # what users import, and what the processes run
-    "client async_client verbs batch mux context interrupts loading runner meter testing "
-    "duties web",
+    "client async_client verbs batch mux context interrupts loading runner meter duties web",
     # handlers of our own, which use nothing that users could not
     "builtin contrib",
     "processes",
     "cli",
+    # what users test with: over all that it runs
+    "testing",
+    "pytest_plugin",
 ]
 
 # What a supervisor must never load, however indirectly: it has to survive what they cannot.
