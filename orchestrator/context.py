@@ -135,9 +135,10 @@ class Context(Generic[S]):
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far this attempt is; seen at once by `Client.get` and `orchestratorctl`.
 
-        Counts in whatever unit the handler likes. Call it as often as you like: more than ten at
-        once, or two a second for long, are left out, and what cannot be kept (no database) is
-        dropped. The message is cut after 500 bytes.
+        Counts in whatever unit the handler likes. Call it as often as you like, from any thread:
+        more than ten at once, or two a second for long, are left out, but for the last one of the
+        attempt, and what cannot be kept (no database) is dropped. A message of more than 500 bytes
+        loses its middle.
 
         Raises:
             PayloadError: `done` or `total` is no finite number, or less than zero.
@@ -268,7 +269,7 @@ class Context(Generic[S]):
 
 def _count(name: str, number: Any) -> float:
     try:
-        value = float(number)
+        value = math.nan if isinstance(number, str | bytes | bytearray) else float(number)
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value) or value < 0:

@@ -10,8 +10,9 @@ Who asks for it and what follows if the handler goes on all the same is the supe
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from orchestrator.errors import Interrupted
 
@@ -22,10 +23,15 @@ class Interrupts:
     `delivered` is what has reached the handler, or is on its way as asyncio's CancelledError.
     """
 
+    # Each method bears `interrupt` between any two of its instructions: the first interruption
+    # stays in `_waiting` for ever, and whoever finds that it may be delivered delivers it.
+
     def __init__(self) -> None:
         self.delivered: Interrupted | None = None
         self._waiting: Interrupted | None = None
-        self._n_shields = 1
+        self._is_open = False
+        self._n_shields = 0
+        self._thread: int | None = None
         self._task: asyncio.Task[object] | None = None
 
     def interrupt(self, error: Interrupted) -> None:
@@ -34,12 +40,9 @@ class Interrupts:
         Raises:
             Interrupted: `error` itself, in a handler that is no coroutine.
         """
-        if self.delivered is not None or self._waiting is not None:
-            return
-        if self._n_shields:
+        if self._waiting is None:
             self._waiting = error
-        else:
-            self._deliver(error)
+            self._deliver()
 
     def of_task(self, task: asyncio.Task[object]) -> None:
         """From now on cancel this asyncio task instead of raising."""
@@ -47,32 +50,38 @@ class Interrupts:
 
     def open(self) -> None:
         """The handler begins. Raises what was waiting for it."""
-        self._n_shields = 0
-        self._deliver_waiting()
+        self._thread = threading.get_ident()
+        self._is_open = True
+        self._deliver()
 
     def close(self) -> None:
-        """The handler has ended: nothing is delivered any more."""
-        self._n_shields = 1
+        """The handler has ended, or is not ready for it: nothing is delivered."""
+        self._is_open = False
 
     @contextmanager
     def shield(self) -> Iterator[None]:
-        """Have interruptions wait until the block ends."""
+        """Have interruptions wait until the block ends.
+
+        Without effect in other threads than the handler's, where none arrive.
+        """
+        if self._thread not in (None, threading.get_ident()):
+            yield
+            return
         self._n_shields += 1
         try:
             yield
         finally:
             self._n_shields -= 1
-            if not self._n_shields:
-                self._deliver_waiting()
+            self._deliver()
 
-    def _deliver_waiting(self) -> None:
-        error, self._waiting = self._waiting, None
-        if error is not None:
-            self._deliver(error)
-
-    def _deliver(self, error: Interrupted) -> None:
+    def _deliver(self) -> None:
+        error = self._waiting
+        if error is None or self.delivered is not None or self._n_shields or not self._is_open:
+            return
         self.delivered = error
         if self._task is None:
             raise error
-        # From a signal handler, which may have come in the middle of the loop's own code.
-        self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        # From a signal handler, which may have come in the middle of the loop's own code. A loop
+        # that the handler closed delivers nothing.
+        with suppress(RuntimeError):
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)

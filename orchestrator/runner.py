@@ -137,6 +137,8 @@ class Runner:
         raise. What `self.interrupts` delivers does raise, in the handler.
         """
         self.interrupts = Interrupts()
+        # Whoever called `stop` a moment ago met the interrupts of the attempt before.
+        self.stop(claim)
         self._meter.begin()
         try:
             # In a copy of the context, so that what a handler sets in it ends with the attempt.
@@ -147,6 +149,15 @@ class Runner:
             outcome = _ended(claim, self.policy(claim), error, ())
         _flush_output()
         return msgspec.structs.replace(outcome, usage=self._meter.end())
+
+    def stop(self, claim: Claim) -> None:
+        """Interrupt the attempt that `run` runs, if it is cancelled. For signal handlers.
+
+        Raises:
+            Cancelled: in the handler.
+        """
+        if self._cancelled(claim):
+            self.interrupts.interrupt(Cancelled("the task was cancelled"))
 
     async def run_beside(self, claim: Claim, interrupts: Interrupts) -> Outcome:
         """Run one attempt beside others on this event loop; never raises.
@@ -173,6 +184,8 @@ class Runner:
                 interrupts.open()
             value = route.call(ctx, payload)
             if inspect.isawaitable(value):
+                # Not in the middle of starting the loop.
+                interrupts.close()
                 value = self._await(value, interrupts)
             interrupts.close()
         except BaseException as error:  # noqa: BLE001 - every end of a handler is an outcome

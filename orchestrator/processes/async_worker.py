@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from orchestrator.errors import Cancelled, DatabaseUnavailable, PayloadError
 from orchestrator.interrupts import Interrupts
 from orchestrator.mux import Mux
 from orchestrator.outcome import Answer, Ending, Outcome
+from orchestrator.processes import progress
 from orchestrator.processes.claimant import Claimant
 from orchestrator.processes.identity import PASSED_SIGNALS, Place
 from orchestrator.processes.messages import Spawn
@@ -41,7 +43,7 @@ from orchestrator.processes.signals import STOP_ATTEMPT
 from orchestrator.runner import Runner, refused
 from orchestrator.slots import Phase, RecordWriter
 from orchestrator.store.finish import finish
-from orchestrator.store.progress import Report, report_progress
+from orchestrator.store.progress import Report
 from orchestrator.store.record import record
 from orchestrator.store.release import release
 from orchestrator.task import Claim
@@ -96,6 +98,8 @@ class AsyncWorker:
         self.by_claim: dict[tuple[int, int], Lane] = {}
         self.ended: list[Lane] = []
         self.progress: dict[tuple[int, int], Said] = {}
+        # Handlers may say it in threads of theirs.
+        self.progress_lock = threading.Lock()
         self.progress_at = 0.0
         self.alone: Claim | None = None
         self.was_told_to_stop = False
@@ -338,22 +342,32 @@ class AsyncWorker:
     # -- progress
 
     def _keep_progress(self, claimed: Claim, said: Said) -> None:
-        # Handlers may say it in a thread of theirs.
-        self.progress[claimed.task_id, claimed.token] = said
-        self.loop.call_soon_threadsafe(self.news.set)
+        with self.progress_lock:
+            is_first = not self.progress
+            self.progress[claimed.task_id, claimed.token] = said
+        if is_first:
+            # A loop that is closed writes nothing more.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self.news.set)
+
+    def _take_progress(self, *keys: tuple[int, int]) -> list[Report]:
+        """Return what was said, by some attempts or, without `keys`, by all, and forget it."""
+        with self.progress_lock:
+            said = [
+                (key, self.progress.pop(key))
+                for key in keys or list(self.progress)
+                if key in self.progress
+            ]
+        return [Report(*key, words.done, words.total, words.message) for key, words in said]
 
     async def _write_progress(self) -> None:
         now = time.monotonic()
         if not self.progress or now < self.progress_at + PROGRESS_SECONDS:
             return
         self.progress_at = now
-        said, self.progress = self.progress, {}
-        reports = [
-            Report(task_id, token, words.done, words.total, words.message)
-            for (task_id, token), words in said.items()
-        ]
+        reports = self._take_progress()
         # What cannot be kept is dropped: the next word is newer.
-        await self._with_session(lambda session: report_progress(session, reports))
+        await self._with_session(lambda session: progress.write(session, reports))
 
     # -- report
 
@@ -371,6 +385,12 @@ class AsyncWorker:
     def _record(self, session: Session, batch: list[Lane]) -> list[Answer]:
         """Record ends: successes together, the others one by one; answers in their order."""
         ends = {lane: (lane.claim, lane.outcome) for lane in batch}
+        # While they still count as running.
+        last_words = self._take_progress(
+            *((claim.task_id, claim.token) for claim, _ in ends.values() if claim is not None)
+        )
+        if last_words:
+            progress.write(session, last_words)
         answers: dict[Lane, Answer] = {}
         successes = [
             (lane, claim, outcome)

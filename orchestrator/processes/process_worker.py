@@ -20,32 +20,27 @@ import resource
 import secrets
 import select
 import signal
-import threading
 import time
 from types import FrameType
 
 import psycopg2
 
 from orchestrator import config, logs
-from orchestrator.context import Said
-from orchestrator.errors import Cancelled, DatabaseUnavailable, PayloadError
+from orchestrator.errors import DatabaseUnavailable, OrchestratorError, PayloadError
 from orchestrator.mux import Mux
 from orchestrator.outcome import Answer, Ending, Outcome
 from orchestrator.processes import identity
 from orchestrator.processes.claimant import Claimant
 from orchestrator.processes.identity import Place
 from orchestrator.processes.messages import Spawn
+from orchestrator.processes.progress import ProgressOfOne
 from orchestrator.processes.sessions import open_session
 from orchestrator.processes.signals import STOP_ATTEMPT
 from orchestrator.runner import Runner, refused, undone
 from orchestrator.slots import Phase
 from orchestrator.store.effects import Effects, EffectsConnection, effects_were_committed
-from orchestrator.store.progress import Report, report_progress
 from orchestrator.store.record import record
 from orchestrator.task import Claim
-
-# What a handler says is written at once up to a burst, then at this pace.
-PROGRESS_BURST, PROGRESS_PER_SECOND = 10.0, 2.0
 
 log = logs.get("worker")
 
@@ -60,18 +55,16 @@ class ProcessWorker:
         self.effects = Effects(
             lambda: open_session(settings, f"{birth.name} effects", kind=EffectsConnection)
         )
+        self.progress = ProgressOfOne(self.claimant)
         self.runner = Runner(
             mux,
             defaults=self.claimant.pool.policy(settings.defaults.policy()),
             stopping=lambda: self.claimant.is_stopping,
             wake=self.wait,
             cancelled=lambda claimed: self.slot.is_asked_to_stop(claimed.task_id, claimed.token),
-            progress=self._keep_progress,
+            progress=self.progress.say,
             connect=self.effects.connection,
         )
-        self.allowance = _Allowance()
-        # A handler may say its progress from a thread of its own.
-        self.session_lock = threading.Lock()
         self.running: Claim | None = None
         self.was_idle = True
         self.is_spent = False
@@ -152,6 +145,7 @@ class ProcessWorker:
         if self.was_idle:
             self.was_idle = False
             self.claimant.ring_bell()
+        self.progress.begin(claimed)
         outcome = self.runner.run(claimed)
         self.running = None
         self.slot.publish(
@@ -172,26 +166,14 @@ class ProcessWorker:
     def _on_stop_attempt(self, signum: int, frame: FrameType | None) -> None:
         """Interrupt the handler, if it is this very attempt that is to stop."""
         claimed = self.running
-        if claimed is not None and self.slot.is_asked_to_stop(claimed.task_id, claimed.token):
-            self.runner.interrupts.interrupt(Cancelled("the task was cancelled"))
-
-    def _keep_progress(self, claimed: Claim, said: Said) -> None:
-        with self.session_lock:
-            session = self.claimant.session
-            if session is None or not self.allowance.take():
-                return
-            try:
-                report_progress(
-                    session,
-                    [Report(claimed.task_id, claimed.token, said.done, said.total, said.message)],
-                )
-            except DatabaseUnavailable as error:
-                self.claimant.lost(error)
+        if claimed is not None:
+            self.runner.stop(claimed)
 
     # -- report
 
     def _report(self, claimed: Claim, outcome: Outcome) -> None:
         """Report until the database has answered; the answer decides what is counted."""
+        self.progress.end()
         if self.effects.is_begun:
             if outcome.ending is Ending.SUCCEEDED:
                 outcome, answer = self._commit_effects(claimed, outcome)
@@ -227,35 +209,18 @@ class ProcessWorker:
             return outcome, self.effects.commit(claimed, outcome)
         except PayloadError as error:
             return self._record(claimed, refused(claimed, outcome, policy, error))
-        except (DatabaseUnavailable, RuntimeError, psycopg2.Error) as error:
+        except (OrchestratorError, RuntimeError, psycopg2.Error) as error:
             failed, answer = self._record(claimed, undone(claimed, outcome, policy, error))
-            is_unknown = isinstance(error, DatabaseUnavailable) and error.unknown
-        if answer is Answer.LOST and is_unknown and self._was_committed(claimed, outcome):
+        # The reply to the commit may be what was lost.
+        if answer is Answer.LOST and self._was_committed(claimed):
             return outcome, Answer.RECORDED
         return failed, answer
 
-    def _was_committed(self, claimed: Claim, outcome: Outcome) -> bool:
+    def _was_committed(self, claimed: Claim) -> bool:
         while True:
             session = self.claimant.connected()
             if session is not None:
                 with contextlib.suppress(DatabaseUnavailable):
-                    return effects_were_committed(session, claimed, outcome)
+                    return effects_were_committed(session, claimed)
                 self.claimant.disconnect()
             time.sleep(self.claimant.backoff.next())
-
-
-class _Allowance:
-    """How often a handler's progress may still be written: a token bucket."""
-
-    def __init__(self) -> None:
-        self._left = PROGRESS_BURST
-        self._at = time.monotonic()
-
-    def take(self) -> bool:
-        now = time.monotonic()
-        self._left = min(PROGRESS_BURST, self._left + (now - self._at) * PROGRESS_PER_SECOND)
-        self._at = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
