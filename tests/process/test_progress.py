@@ -11,7 +11,7 @@ from orchestrator import Client, Progress, State
 from orchestrator.db.connection import Session
 from tests.node import Node, running
 from tests.server import FAST, own_server
-from tests.sql import rows, value
+from tests.sql import rows
 from tests.support import eventually, never
 
 POOLS = """
