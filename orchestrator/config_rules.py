@@ -19,9 +19,12 @@ LONGEST_SECONDS = 3650 * 86400.0
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
-_PASSWORDS = (
-    (re.compile(r"(://[^:@/\s]*):[^@\s]*@"), r"\1:***@"),
-    (re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", re.IGNORECASE), r"\1***"),
+# Up to the last "@" of the address: a password that was not escaped may hold one.
+_IN_ADDRESS = re.compile(r"(://[^:@/\s]*):[^@\s]*@(?:[^@\s/?#]*@)*")
+_IN_QUERY = re.compile(r"([?&][a-z_]*password=)[^&\s]*", re.IGNORECASE)
+# libpq's keyword = value pairs; a value with spaces is quoted, or has them escaped.
+_IN_PAIRS = re.compile(
+    r"(password\s*=\s*)(?:'(?:[^'\\]|\\.)*(?:'|$)|(?:[^\s\\]|\\.)+)", re.IGNORECASE
 )
 
 
@@ -30,7 +33,9 @@ class Broken(ValueError):
 
 
 class Rule:
-    """What one setting may be."""
+    """What one setting may be. `unit` is that of its number, "" without one."""
+
+    unit: str = ""
 
     def check(self, value: object) -> Any:
         """Return the value as the program uses it, from what TOML gave.
@@ -48,6 +53,17 @@ class Rule:
         """Return the fields of the section that a checked value of this key fills."""
         return {name: checked}
 
+    def gather(self, section: object, name: str) -> Any:
+        """Return the checked value that `spread` filled into a section."""
+        return getattr(section, name)
+
+    def written(self, checked: Any) -> object:
+        """Return what TOML would have to give for a checked value, without secrets.
+
+        None for a key that is not set.
+        """
+        return checked
+
 
 @dataclass(frozen=True)
 class Duration(Rule):
@@ -58,6 +74,7 @@ class Duration(Rule):
 
     minimum: float = 0.0
     word: str | None = None
+    unit = "duration"
 
     def check(self, value: object) -> float | None:
         if self.word is not None and value == self.word:
@@ -84,6 +101,12 @@ class Duration(Rule):
         except ValueError:
             return text
 
+    def written(self, checked: float | None) -> object:
+        if checked is None:
+            return self.word
+        spelled = spell(checked)
+        return spelled if seconds(spelled) == checked else checked
+
 
 @dataclass(frozen=True)
 class Whole(Rule):
@@ -92,6 +115,7 @@ class Whole(Rule):
     minimum: int
     maximum: int
     words: Mapping[str, Callable[[], int]] = field(default_factory=dict)
+    unit: str = ""
 
     def check(self, value: object) -> int:
         if isinstance(value, str) and value in self.words:
@@ -244,6 +268,11 @@ class Queues(Rule):
             return {name: tuple(checked), "weights": tuple(checked.values())}
         return {name: checked}
 
+    def gather(self, section: Any, name: str) -> Any:
+        if section.weights:
+            return dict(zip(section.queues, section.weights, strict=True))
+        return section.queues
+
 
 @dataclass(frozen=True)
 class DatabaseUrl(Rule):
@@ -266,6 +295,9 @@ class DatabaseUrl(Rule):
             'write "postgresql://user:password@host:5432/database"'
         )
 
+    def written(self, checked: str | None) -> object:
+        return None if checked is None else redacted(checked)
+
 
 @dataclass(frozen=True)
 class Bind(Rule):
@@ -284,13 +316,34 @@ class Bind(Rule):
             '"[::1]:9090", ":9090" for all addresses, or "off"'
         )
 
+    def written(self, checked: str) -> object:
+        return checked or "off"
+
 
 def shown(value: object) -> str:
     """Write a value as the file would have it, shortened, with passwords hidden."""
+    hidden = _redacted(value)
     try:
-        text = json.dumps(value, ensure_ascii=False, default=str)
+        text = json.dumps(hidden, ensure_ascii=False, default=str)
     except (TypeError, ValueError):
-        text = repr(value)
-    for pattern, replacement in _PASSWORDS:
-        text = pattern.sub(replacement, text)
+        text = redacted(repr(hidden))
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def redacted(text: str) -> str:
+    """Return the address of a database, in any spelling, with "***" for its passwords."""
+    if "://" in text:
+        text = _IN_QUERY.sub(r"\1***", _IN_ADDRESS.sub(r"\1:***@", text))
+        # Perhaps pairs with an address in them; then the end of a value is wherever it may be.
+        return text if _IN_QUERY.search(text) else _IN_PAIRS.sub(r"\1***", text)
+    return _IN_PAIRS.sub(r"\1***", text)
+
+
+def _redacted(value: object) -> object:
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, list):
+        return [_redacted(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _redacted(item) for key, item in value.items()}
+    return value

@@ -13,20 +13,21 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
 
 import msgspec
 
 from orchestrator import logs
 from orchestrator.durations import seconds as in_seconds
-from orchestrator.enqueueing import normalise
+from orchestrator.enqueueing import Options, normalise
 from orchestrator.errors import PayloadError
 from orchestrator.failure import cleaned
 from orchestrator.interrupts import Interrupts
 from orchestrator.outcome import Enqueue
 from orchestrator.payload import encode
-from orchestrator.tasktype import TaskType
+from orchestrator.tasktype import PayloadOf, TaskType
 
+P = TypeVar("P")
 S = TypeVar("S")
 
 
@@ -185,6 +186,24 @@ class Context(Generic[S]):
         """
         return self._interrupts.shield()
 
+    @overload
+    def enqueue(
+        self,
+        type: TaskType[P, Any],
+        payload: PayloadOf[P],
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def enqueue(
+        self,
+        type: str,
+        payload: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[Options],
+    ) -> None: ...
     def enqueue(
         self,
         type: TaskType[Any, Any] | str,

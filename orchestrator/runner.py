@@ -205,8 +205,9 @@ class Runner:
             interrupts.open()
             try:
                 return await route.call(ctx, payload), None
-            except (SystemExit, KeyboardInterrupt) as error:
-                # These asyncio would let through, and with them end the loop of all tasks.
+            except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+                # The first two asyncio would let through, and with them end the loop of all tasks.
+                # The third, thrown into what awaits us, closes it instead of telling it the end.
                 return None, error
 
         # A task of its own: cancelling it must not reach what is done here afterwards.

@@ -1,12 +1,13 @@
 """The worker of a pool with `mode = "async"`: many coroutines at once on one event loop.
 
     desk (one coroutine, the only one that speaks to the database, in a thread of its own)
-        report what has ended ──> claim as many as there are free lanes ──> wait ──> again
-    lane (one per attempt, `concurrency` of them)
+        turn: report what has ended, claim as many as may run ──> wait for news ──> again
+    lane (one per attempt)
         RUN (published) ──handler done──> REPORT until the desk has the answer ──> free
 
 Each lane has a record in the slot, so that the death of this process tells which attempts it ran;
-the worker's own record holds the token of a claim under way until the lanes hold its tasks.
+the worker's own record holds the token of a claim under way until the lanes hold its tasks. There
+are twice as many lanes as `concurrency`: no handler waits for the report of the one before it.
 
 Time limits and cancels reach a handler as asyncio's CancelledError. One that goes on all the same,
 or blocks the loop, is beyond our reach here: after the grace the supervisor kills the process, the
@@ -47,8 +48,8 @@ from orchestrator.store.record import record
 from orchestrator.store.release import release
 from orchestrator.task import Claim
 
-# The most that one statement claims or finishes.
-BATCH = 500
+# The most that one statement claims or finishes, and the least that it may claim.
+BATCH, MIN_PORTION = 500, 10
 # What handlers say is written together, at this pace.
 PROGRESS_SECONDS = 0.5
 
@@ -90,6 +91,10 @@ class AsyncWorker:
         self.kill_after = settings.node.cancel_grace
         self.lanes = [Lane(record) for record in self.slot.lanes()]
         self.free = list(reversed(self.lanes))
+        self.concurrency = self.claimant.pool.concurrency
+        # Claimed all at once, tasks of one length would also end, and wait for us, all at once.
+        self.portion = max(MIN_PORTION, min(BATCH, self.concurrency // 4))
+        self.n_running = 0
         self.by_claim: dict[tuple[int, int], Lane] = {}
         self.ended: list[Lane] = []
         self.progress: dict[tuple[int, int], Said] = {}
@@ -142,38 +147,41 @@ class AsyncWorker:
         """Report, claim, wait; until told to stop and all that ran is reported."""
         while True:
             self.news.clear()
-            if self.ended:
-                await self._report()
             await self._write_progress()
             if self.is_stopping and self.alone is not None:
-                await self._give_back()
-            n_busy = len(self.lanes) - len(self.free)
-            if self.alone is not None and not n_busy:
+                await self._give_back(self.alone)
+            is_ending = self.is_stopping or self.is_spent
+            if self.alone is not None and not self.by_claim:
                 self.is_spent = True
                 self._start(self.alone)
                 self.alone = None
                 self._say(Phase.RUN)
-            elif self._wants_more() and self.claimant.may_claim():
-                await self._claim()
-            elif not n_busy and (self.is_stopping or self.is_spent):
+            elif self.ended or (self._wants_more() and self.claimant.may_claim()):
+                await self._take_turn()
+            elif is_ending and not self.by_claim:
                 return
-            elif not self.ended:
+            else:
                 await self._wait()
 
     def _wants_more(self) -> bool:
         return bool(
-            self.free
+            self._room()
             and self.may_have_work
             and self.alone is None
             and not (self.is_stopping or self.is_spent)
         )
+
+    def _room(self) -> int:
+        """How many tasks may be claimed now."""
+        return min(self.concurrency - self.n_running, len(self.free), self.portion)
 
     async def _wait(self) -> None:
         """Wait for news: an end, a byte of the pool's pipe, a signal, time to write progress.
 
         A node that must not claim now is waited for as well: its steward wakes us when it may.
         """
-        is_idle = bool(self.free) and self.alone is None and not (self.is_stopping or self.is_spent)
+        is_ending = self.is_stopping or self.is_spent
+        is_idle = self._room() > 0 and self.alone is None and not is_ending
         # Idle is who may be woken.
         self._say(Phase.IDLE if is_idle else Phase.RUN)
         if is_idle:
@@ -228,43 +236,58 @@ class AsyncWorker:
             await asyncio.sleep(self.claimant.backoff.next())
         return done
 
-    # -- claim
+    # -- a turn: report what has ended, then claim
 
-    async def _claim(self) -> None:
-        """Claim for the free lanes and start what was claimed."""
-        limit = min(len(self.free), BATCH)
-        token = secrets.randbits(62) + 1
-        self.slot.publish(Phase.CLAIM, token=token)
-        claims = await self._with_session(lambda _: self.claimant.claim(token=token, limit=limit))
-        if claims is None:
-            # What the old backend may still claim belongs to nobody: the token is withdrawn.
-            self.slot.publish(Phase.IDLE)
-            return
-        # A claim that was not filled has met the end of the queues: whoever enqueues wakes us.
-        self.may_have_work = len(claims) == limit
+    async def _take_turn(self) -> None:
+        """Claim for what is free and report all that has ended, in one go."""
+        batch, self.ended = self.ended[:BATCH], self.ended[BATCH:]
+        answers: list[Answer] = []
+        is_done = await self._with_session(lambda session: self._do(session, batch, answers))
+        if is_done is None:
+            self.ended = [*batch, *self.ended]
+            # What the old backend may still claim belongs to nobody: its token is withdrawn.
+            self._say(Phase.IDLE)
+        else:
+            self._settle(batch, answers)
+
+    def _do(self, session: Session, batch: list[Lane], answers: list[Answer]) -> bool:
+        """The part of a turn that speaks to the database, in its thread.
+
+        The claim comes first: places that are empty cost time, reports that wait cost none.
+        """
+        if self._wants_more() and self.claimant.may_claim():
+            limit = self._room()
+            token = secrets.randbits(62) + 1
+            self.slot.publish(Phase.CLAIM, token=token)
+            claims = self.claimant.claim(token=token, limit=limit)
+            # A claim that was not filled has met the end of the queues: whoever enqueues wakes us.
+            is_alone = any(claimed.is_alone for claimed in claims)
+            self.may_have_work = is_alone or len(claims) == limit
+            self.loop.call_soon_threadsafe(self._take, claims)
+        answers.extend(self._record(session, batch))
+        return True
+
+    def _take(self, claims: list[Claim]) -> None:
+        """Start what was claimed, beside the rest of the turn."""
         for claimed in claims:
             if claimed.is_alone:
-                # It came by itself, and waits, under the token, until the lanes are empty.
+                # It came by itself, and waits, under its token, until nothing else runs.
                 self.alone = claimed
-                self.may_have_work = True
-                return
-            self._start(claimed)
+            else:
+                self._start(claimed)
         self._say(Phase.RUN)
 
-    async def _give_back(self) -> None:
+    async def _give_back(self, alone: Claim) -> None:
         """Release the task that waits to run alone: a drain has begun."""
-        alone = self.alone
-        assert alone is not None
-        if (
-            await self._with_session(lambda s: release(s, [(alone.task_id, alone.token)]))
-            is not None
-        ):
+        claims = [(alone.task_id, alone.token)]
+        if await self._with_session(lambda session: release(session, claims)) is not None:
             self.alone = None
 
     # -- run
 
     def _start(self, claimed: Claim) -> None:
         lane = self.free.pop()
+        self.n_running += 1
         lane.claim, lane.outcome, lane.interrupts = claimed, None, Interrupts()
         self.by_claim[claimed.task_id, claimed.token] = lane
         timeout = self.runner.policy(claimed).timeout
@@ -288,6 +311,7 @@ class AsyncWorker:
         self, lane: Lane, claimed: Claim, interrupts: Interrupts, started_ns: int
     ) -> None:
         lane.outcome = await self.runner.run_beside(claimed, interrupts)
+        self.n_running -= 1
         lane.record.publish(
             Phase.REPORT,
             token=claimed.token,
@@ -347,13 +371,8 @@ class AsyncWorker:
 
     # -- report
 
-    async def _report(self) -> None:
-        """Report all that has ended; what the database did not answer stays for the next time."""
-        batch, self.ended = self.ended[:BATCH], self.ended[BATCH:]
-        answers = await self._with_session(lambda session: self._record(session, batch))
-        if answers is None:
-            self.ended = [*batch, *self.ended]
-            return
+    def _settle(self, batch: list[Lane], answers: list[Answer]) -> None:
+        """Count what the database has answered, and free the lanes."""
         for lane, answer in zip(batch, answers, strict=True):
             assert lane.claim is not None and lane.outcome is not None
             self.claimant.count(lane.claim, lane.outcome, answer)

@@ -83,10 +83,18 @@ def _message(crash: Crash) -> str:
 def casualties(
     view: SlotView, blame: Callable[[Record], tuple[Cause, int | None]]
 ) -> list[Casualty]:
-    """List what died with a worker, each with the cause and the task a kill was meant for."""
+    """List what died with a worker, each with the cause and the task a kill was meant for.
+
+    All attempts that ran, then the tokens of claims of which nothing ran.
+    """
     now = time.monotonic_ns()
-    found = []
-    for record in view.records:
+    found: list[Casualty] = []
+    tokens: set[int] = set()
+    for record in sorted(view.records, key=lambda record: not record.is_running):
+        # What did not run goes back with all that has its token.
+        if record.token in tokens and not record.is_running:
+            continue
+        tokens.add(record.token)
         cause, meant_for = blame(record)
         found.append(
             Casualty(

@@ -308,7 +308,7 @@ class Steward:
                     "incarnation": view.incarnation,
                     "state": view.phase.name.lower(),
                     "task": view.task_id or None,
-                    **({"running": view.n_busy, "lanes": view.n_lanes} if view.n_lanes else {}),
+                    **({"running": view.n_busy} if view.n_lanes else {}),
                     "seconds": (
                         round((now - view.started_ns) / 1e9, 3) if view.started_ns else None
                     ),

@@ -124,11 +124,19 @@ class Supervisor:
             "supervisor.started",
             version=__version__,
             run=self.estate.run_id,
-            config=self.settings.source,
+            config=", ".join(self.settings.files),
             database=self.settings.origin("database.url"),
             workers=len(self.children.plan.slots),
             web=self.settings.web.bind or None,
         )
+        for setting in self.settings.deprecated:
+            log.warning(
+                "setting.deprecated",
+                setting=setting.old,
+                instead=setting.now or None,
+                removed_in=setting.removed_in,
+                place=setting.place,
+            )
         while True:
             now = time.monotonic()
             self._sweep(now)

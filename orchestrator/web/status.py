@@ -92,7 +92,7 @@ class Status:
 
         Workers come in the order of their slots. `seconds` is how long the worker has been running
         its task, starting, or down; None when it is idle. A worker of an async pool tells how many
-        tasks it is `running` at once, of at most `lanes`, and names none. Times are in seconds.
+        tasks it is `running` at once, and names none. Times are in seconds.
         """
         header = self.slots.header
         reasons = self.reasons()
@@ -125,7 +125,7 @@ class Status:
             "pid": view.pid or None,
             "state": state,
             "task": view.task_id or None,
-            **({"running": view.n_busy, "lanes": view.n_lanes} if view.n_lanes else {}),
+            **({"running": view.n_busy} if view.n_lanes else {}),
             "seconds": round(self._seconds_since(since_ns), 3) if since_ns else None,
         }
 

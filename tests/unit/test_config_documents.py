@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import config
+from orchestrator import config, config_text
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf/orchestrator.toml"
@@ -148,3 +148,18 @@ def test_session_on_the_page_is_what_is_really_printed(tmp_path: Path) -> None:
     printed = "orchestratord: " + str(caught.value).replace(str(bad), "bad.toml")
 
     assert session.split("\n", 2)[2].strip() == printed
+
+
+def test_printed_settings_on_the_page_are_what_is_really_printed(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "orchestrator.toml").touch()
+    secret = '[database]\nurl = "postgresql://app:secret@db/app"\n'
+    (tmp_path / "conf.d/database.toml").write_text(secret)
+    settings = config.load(str(tmp_path / "orchestrator.toml"), environ={"WORKER_POOL_SIZE": "4"})
+    shown = PAGE.read_text(encoding="utf-8").partition("--print-config\n")[2].partition("```")[0]
+
+    printed = config_text.write(settings).replace(str(tmp_path), "/srv/app")
+
+    for passage in shown.split("...\n"):
+        # Columns are as wide as the longest path.
+        assert "".join(passage.split()) in "".join(printed.split())
