@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -319,6 +320,34 @@ def told(outcome: Outcome) -> tuple[Any, ...]:
 
 CUT = (Ending.CANCELLED, None, 0)
 SWALLOWED = (Ending.SUCCEEDED, b"-1", 0)
+
+
+def test_attempt_interrupted_by_a_signal_at_moments_of_chance_ends_as_one() -> None:
+    chance = random.Random(seed())
+    mux = Mux()
+    mux.handle("a", cleaning)
+    mux.handle("b", waiting)
+    seen: Counter[str] = Counter()
+
+    with Runner(mux, defaults=DEFAULTS, cancelled=lambda claim: claim.token == 2) as runner:
+        runner.run(claim("b"))
+        now = claim()
+        before = signal.signal(signal.SIGALRM, lambda signum, frame: runner.stop(now))
+        try:
+            for _ in range(400):
+                # As of now nobody has cancelled it; when the signal comes, somebody has.
+                now = claim(chance.choice("ab"), token=1)
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 6e-4))
+                running, now = now, claim(token=2)
+                seen[runner.run(running).ending] += 1
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        after = [told(runner.run(claim(type))) for type in "ab"]
+
+    assert set(seen) == {Ending.SUCCEEDED, Ending.CANCELLED}
+    assert after == [(Ending.SUCCEEDED, b"3", 1), (Ending.SUCCEEDED, b"3", 0)]
 
 
 def test_cancel_before_the_attempt_has_its_interrupts_is_not_missed() -> None:
