@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orchestrator.async_client import AsyncClient
     from orchestrator.client import Client
     from orchestrator.context import Context
     from orchestrator.errors import (
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
         Dead,
         IdempotencyConflict,
         Interrupted,
+        NotDead,
         OrchestratorError,
         PayloadError,
         RetryAfter,
+        SchemaError,
         Snooze,
         SoftTimeout,
         TaskFailed,
@@ -31,12 +34,13 @@ if TYPE_CHECKING:
     )
     from orchestrator.mux import Mux
     from orchestrator.retry import Retry
-    from orchestrator.task import State, Task
+    from orchestrator.task import Progress, State, Task
     from orchestrator.tasktype import TaskType
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
     "Cancelled",
     "Client",
     "ConfigError",
@@ -46,10 +50,13 @@ __all__ = [
     "IdempotencyConflict",
     "Interrupted",
     "Mux",
+    "NotDead",
     "OrchestratorError",
     "PayloadError",
+    "Progress",
     "Retry",
     "RetryAfter",
+    "SchemaError",
     "Snooze",
     "SoftTimeout",
     "State",
@@ -61,11 +68,12 @@ __all__ = [
 ]
 
 _MODULES = {
+    "async_client": ("AsyncClient",),
     "client": ("Client",),
     "context": ("Context",),
     "mux": ("Mux",),
     "retry": ("Retry",),
-    "task": ("State", "Task"),
+    "task": ("Progress", "State", "Task"),
     "tasktype": ("TaskType",),
     "errors": (
         "Cancelled",
@@ -74,9 +82,11 @@ _MODULES = {
         "Dead",
         "IdempotencyConflict",
         "Interrupted",
+        "NotDead",
         "OrchestratorError",
         "PayloadError",
         "RetryAfter",
+        "SchemaError",
         "Snooze",
         "SoftTimeout",
         "TaskFailed",

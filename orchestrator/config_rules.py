@@ -19,9 +19,12 @@ LONGEST_SECONDS = 3650 * 86400.0
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
-_PASSWORDS = (
-    (re.compile(r"(://[^:@/\s]*):[^@\s]*@"), r"\1:***@"),
-    (re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", re.IGNORECASE), r"\1***"),
+# Up to the last "@" of the address: a password that was not escaped may hold one.
+_IN_ADDRESS = re.compile(r"(://[^:@/\s]*):[^@\s]*@(?:[^@\s/?#]*@)*")
+_IN_QUERY = re.compile(r"([?&][a-z_]*password=)[^&\s]*", re.IGNORECASE)
+# libpq's keyword = value pairs; a value with spaces is quoted, or has them escaped.
+_IN_PAIRS = re.compile(
+    r"(password\s*=\s*)(?:'(?:[^'\\]|\\.)*(?:'|$)|(?:[^\s\\]|\\.)+)", re.IGNORECASE
 )
 
 
@@ -30,7 +33,9 @@ class Broken(ValueError):
 
 
 class Rule:
-    """What one setting may be."""
+    """What one setting may be. `unit` is that of its number, "" without one."""
+
+    unit: str = ""
 
     def check(self, value: object) -> Any:
         """Return the value as the program uses it, from what TOML gave.
@@ -44,6 +49,21 @@ class Rule:
         """Return what TOML would have given for the text of an environment variable."""
         return text
 
+    def spread(self, name: str, checked: Any) -> dict[str, Any]:
+        """Return the fields of the section that a checked value of this key fills."""
+        return {name: checked}
+
+    def gather(self, section: object, name: str) -> Any:
+        """Return the checked value that `spread` filled into a section."""
+        return getattr(section, name)
+
+    def written(self, checked: Any) -> object:
+        """Return what TOML would have to give for a checked value, without secrets.
+
+        None for a key that is not set.
+        """
+        return checked
+
 
 @dataclass(frozen=True)
 class Duration(Rule):
@@ -54,6 +74,7 @@ class Duration(Rule):
 
     minimum: float = 0.0
     word: str | None = None
+    unit = "duration"
 
     def check(self, value: object) -> float | None:
         if self.word is not None and value == self.word:
@@ -80,6 +101,12 @@ class Duration(Rule):
         except ValueError:
             return text
 
+    def written(self, checked: float | None) -> object:
+        if checked is None:
+            return self.word
+        spelled = spell(checked)
+        return spelled if seconds(spelled) == checked else checked
+
 
 @dataclass(frozen=True)
 class Whole(Rule):
@@ -88,6 +115,7 @@ class Whole(Rule):
     minimum: int
     maximum: int
     words: Mapping[str, Callable[[], int]] = field(default_factory=dict)
+    unit: str = ""
 
     def check(self, value: object) -> int:
         if isinstance(value, str) and value in self.words:
@@ -180,27 +208,70 @@ class Texts(Rule):
 
 
 @dataclass(frozen=True)
-class QueueNames(Rule):
-    """The queues of a pool in the order in which it serves them; "*" is all others."""
+class Queues(Rule):
+    """The queues of a pool: a list is the order in which they are served, a table their weights.
 
-    def check(self, value: object) -> tuple[str, ...]:
-        names = Texts(
-            Text(
-                r"\*|[A-Za-z0-9][A-Za-z0-9_.:/-]{0,199}",
-                'the name of a queue or "*"',
-                "use letters, digits and _.:/-, at most 200, beginning with a letter or digit",
-            ),
-            is_empty_allowed=False,
-        ).check(value)
-        if "*" in names[:-1]:
+    "*" is all others. A list fills `queues`; a table fills `queues` with its names and `weights`
+    with their numbers. In an environment variable "a,b" is a list and "a=3,b=1" a table.
+    """
+
+    heaviest: int = 1000
+
+    def check(self, value: object) -> tuple[str, ...] | dict[str, int]:
+        if isinstance(value, dict):
+            return self._weighted(value)
+        names = Texts(self._name(), is_empty_allowed=False)
+        if not isinstance(value, list) or not value:
+            raise Broken(
+                "must be a list of queues in the order in which they are served, or a table of "
+                'their weights, not empty: write ["a", "b"] or { a = 3, b = 1 }, in an environment '
+                "variable a,b or a=3,b=1"
+            )
+        in_order = names.check(value)
+        if "*" in in_order[:-1]:
             raise Broken(
                 'must have "*" (all other queues) in the last place: move it there, '
                 "since what follows it would never have a turn of its own"
             )
-        return names
+        return in_order
+
+    def _name(self) -> Text:
+        return Text(
+            r"\*|[A-Za-z0-9][A-Za-z0-9_.:/-]{0,199}",
+            'the name of a queue or "*"',
+            "use letters, digits and _.:/-, at most 200, beginning with a letter or digit",
+        )
+
+    def _weighted(self, table: dict[str, object]) -> dict[str, int]:
+        if not table:
+            raise Broken("must name at least one queue: write { a = 3, b = 1 }")
+        weights = {}
+        for name, weight in table.items():
+            try:
+                weights[self._name().check(name)] = Whole(1, self.heaviest).check(weight)
+            except Broken as broken:
+                wrong = weight if re.fullmatch(self._name().pattern, name) else name
+                raise Broken(f"has {shown(wrong)}, which {broken}") from None
+        return weights
 
     def parse(self, text: str) -> object:
-        return [part.strip() for part in text.split(",") if part.strip()]
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if "=" not in text:
+            return parts
+        pairs = [part.partition("=") for part in parts]
+        table = {name.strip(): Whole(1, self.heaviest).parse(weight) for name, _, weight in pairs}
+        # A queue that is named twice has no weight; the text itself is refused.
+        return table if len(table) == len(pairs) else text
+
+    def spread(self, name: str, checked: Any) -> dict[str, Any]:
+        if isinstance(checked, dict):
+            return {name: tuple(checked), "weights": tuple(checked.values())}
+        return {name: checked}
+
+    def gather(self, section: Any, name: str) -> Any:
+        if section.weights:
+            return dict(zip(section.queues, section.weights, strict=True))
+        return section.queues
 
 
 @dataclass(frozen=True)
@@ -224,6 +295,9 @@ class DatabaseUrl(Rule):
             'write "postgresql://user:password@host:5432/database"'
         )
 
+    def written(self, checked: str | None) -> object:
+        return None if checked is None else redacted(checked)
+
 
 @dataclass(frozen=True)
 class Bind(Rule):
@@ -242,13 +316,34 @@ class Bind(Rule):
             '"[::1]:9090", ":9090" for all addresses, or "off"'
         )
 
+    def written(self, checked: str) -> object:
+        return checked or "off"
+
 
 def shown(value: object) -> str:
     """Write a value as the file would have it, shortened, with passwords hidden."""
+    hidden = _redacted(value)
     try:
-        text = json.dumps(value, ensure_ascii=False, default=str)
+        text = json.dumps(hidden, ensure_ascii=False, default=str)
     except (TypeError, ValueError):
-        text = repr(value)
-    for pattern, replacement in _PASSWORDS:
-        text = pattern.sub(replacement, text)
+        text = redacted(repr(hidden))
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def redacted(text: str) -> str:
+    """Return the address of a database, in any spelling, with "***" for its passwords."""
+    if "://" in text:
+        text = _IN_QUERY.sub(r"\1***", _IN_ADDRESS.sub(r"\1:***@", text))
+        # Perhaps pairs with an address in them; then the end of a value is wherever it may be.
+        return text if _IN_QUERY.search(text) else _IN_PAIRS.sub(r"\1***", text)
+    return _IN_PAIRS.sub(r"\1***", text)
+
+
+def _redacted(value: object) -> object:
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, list):
+        return [_redacted(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _redacted(item) for key, item in value.items()}
+    return value

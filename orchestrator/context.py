@@ -1,30 +1,55 @@
 """What a handler sees of its task and of the world: the first argument of every handler.
 
-Made by `runner` for one attempt and closed with it. What the worker knows (is a drain on, wait
-until it is) comes in as functions, so that a test can make a context without a worker.
+Made by `runner` for one attempt and closed with it. What the worker knows and can do (is a drain
+on, wait until it is, keep what the handler says, connect) comes in as functions, so that a test can
+make a context without a worker.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
 
 import msgspec
 
 from orchestrator import logs
 from orchestrator.durations import seconds as in_seconds
-from orchestrator.enqueueing import normalise
+from orchestrator.enqueueing import Options, normalise
+from orchestrator.errors import PayloadError
+from orchestrator.failure import cleaned
+from orchestrator.interrupts import Interrupts
 from orchestrator.outcome import Enqueue
 from orchestrator.payload import encode
-from orchestrator.tasktype import TaskType
+from orchestrator.tasktype import PayloadOf, TaskType
 
+P = TypeVar("P")
 S = TypeVar("S")
+
+
+MAX_PROGRESS_BYTES = 500
+# How often a sleep that nothing can wake looks whether a drain has begun.
+_LOOK_SECONDS = 0.25
+
+
+class Said(NamedTuple):
+    """What a handler says about how far it is."""
+
+    done: float
+    total: float | None
+    message: str
 
 
 def _never() -> bool:
     return False
+
+
+def _keep_nothing(said: Said) -> None:
+    """Stand in where nobody looks."""
 
 
 def _sleep(seconds: float) -> bool:
@@ -55,6 +80,10 @@ class Context(Generic[S]):
         is_stopping: Callable[[], bool] = _never,
         is_cancelled: Callable[[], bool] = _never,
         wake: Callable[[float], bool] | None = None,
+        nap: Callable[[float], Awaitable[bool]] | None = None,
+        keep_progress: Callable[[Said], None] = _keep_nothing,
+        connect: Callable[[], Any] | None = None,
+        interrupts: Interrupts | None = None,
     ) -> None:
         self.task_id = task_id
         self.type = type
@@ -68,6 +97,10 @@ class Context(Generic[S]):
         self._is_stopping = is_stopping
         self._is_cancelled = is_cancelled
         self._wake = wake if wake is not None else _sleep
+        self._nap = nap if nap is not None else self._look_while_asleep
+        self._keep_progress = keep_progress
+        self._connect = connect
+        self._interrupts = interrupts if interrupts is not None else Interrupts()
         self._enqueues: list[Enqueue] = []
         self._has_ended = False
 
@@ -84,12 +117,93 @@ class Context(Generic[S]):
     def wait(self, seconds: str | float | timedelta) -> bool:
         """Sleep, and wake early when a drain begins; True when stopping.
 
-        It blocks: an `async def` handler awaits `asyncio.sleep` and looks at `stopping`.
+        It blocks the thread: an `async def` handler awaits `sleep`.
+
+        Raises:
+            RuntimeError: called on the event loop of an async pool, where it would stop all tasks.
         """
         if self.stopping:
             return True
         return self._wake(in_seconds(seconds)) or self.stopping
 
+    async def sleep(self, seconds: str | float | timedelta) -> bool:
+        """Like `wait`, for `async def` handlers: it lets the event loop go on."""
+        if self.stopping:
+            return True
+        return await self._nap(in_seconds(seconds)) or self.stopping
+
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Say how far this attempt is; seen at once by `Client.get` and `orchestratorctl`.
+
+        Counts in whatever unit the handler likes. Call it as often as you like, from any thread:
+        more than ten at once, or two a second for long, are left out, but for the last one of the
+        attempt, and what cannot be kept (no database) is dropped. A message of more than 500 bytes
+        loses its middle.
+
+        Raises:
+            PayloadError: `done` or `total` is no finite number, or less than zero.
+        """
+        said = Said(
+            _count("done", done),
+            None if total is None else _count("total", total),
+            cleaned(str(message), MAX_PROGRESS_BYTES),
+        )
+        with self.shield():
+            if not self._has_ended:
+                self._keep_progress(said)
+
+    def connection(self) -> Any:
+        """Return a psycopg2 connection whose work is committed together with the success.
+
+        Opened at the first call, then the same for the whole attempt. The runner commits it in one
+        transaction with success, result and what `enqueue` asked for, after the handler has
+        returned: what is written through it happened exactly once. An exception, a crash or a lost
+        claim rolls it back. Do not keep it beyond the handler.
+
+        Raises:
+            RuntimeError: there is none here (an async pool, a context without a worker), or the
+                attempt has ended. The connection's `commit` and `close` raise it as well.
+            DatabaseUnavailable: the server cannot be reached.
+        """
+        if self._has_ended:
+            raise RuntimeError(
+                f"ctx.connection(): attempt {self.attempt} of task {self.task_id} has ended, so "
+                "nothing would be committed: join your threads before the handler returns"
+            )
+        if self._connect is None:
+            raise RuntimeError(
+                'ctx.connection(): is there in workers of pools with mode = "process" only, since '
+                "it blocks: run this handler in such a pool, or write with a connection of your "
+                "own, in a way that can be repeated"
+            )
+        with self.shield():
+            return self._connect()
+
+    def shield(self) -> AbstractContextManager[None]:
+        """Have `Cancelled` wait until the block ends: for steps that must not be left half done.
+
+        It delays the exception, not the kill that follows when the handler takes too long.
+        """
+        return self._interrupts.shield()
+
+    @overload
+    def enqueue(
+        self,
+        type: TaskType[P, Any],
+        payload: PayloadOf[P],
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def enqueue(
+        self,
+        type: str,
+        payload: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[Options],
+    ) -> None: ...
     def enqueue(
         self,
         type: TaskType[Any, Any] | str,
@@ -138,7 +252,26 @@ class Context(Generic[S]):
             Enqueue(type=fields.pop("type"), payload=encode(payload), options=fields)
         )
 
+    async def _look_while_asleep(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not self.stopping:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            await asyncio.sleep(min(left, _LOOK_SECONDS))
+        return True
+
     def _end(self) -> list[Enqueue]:
         """Close the context and return what was enqueued on it, in order."""
         self._has_ended = True
         return self._enqueues
+
+
+def _count(name: str, number: Any) -> float:
+    try:
+        value = math.nan if isinstance(number, str | bytes | bytearray) else float(number)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise PayloadError(f"ctx.progress({name}={number!r}): must be a number, zero or more")
+    return value

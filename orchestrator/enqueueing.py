@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -26,6 +26,20 @@ from orchestrator.tasktype import (
 MAX_KEY_BYTES = 1000
 MAX_TAGS, MAX_TAG_LENGTH = 50, 200
 MAX_HEADERS_BYTES = 64 * 1024
+
+
+class Options(TypedDict, total=False):
+    """What an enqueue can say for one task or for many: the keyword arguments of the verbs."""
+
+    queue: str | None
+    priority: int | None
+    run_at: datetime | None
+    delay: str | float | timedelta | None
+    max_attempts: int | None
+    timeout: str | float | timedelta | None
+    ttl: str | float | timedelta | None
+    tags: Sequence[str]
+    headers: Mapping[str, Any] | None
 
 
 class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,7 +30,7 @@ def describe(error: BaseException, *, caller: str | None = None) -> Failure:
             message=cleaned(_message(error), MAX_MESSAGE_BYTES),
             traceback=cleaned(_traceback(error, caller), MAX_TRACEBACK_BYTES),
         )
-    except Exception as broken:  # noqa: BLE001 - its __str__, or what it holds, raised
+    except BaseException as broken:  # noqa: BLE001 - its __str__, or what it holds, raised
         return Failure(
             type=name, message=f"(the exception cannot be printed: {type(broken).__name__})"
         )

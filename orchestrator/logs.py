@@ -10,7 +10,7 @@ program that only uses the client, events go to the standard library's `logging`
 
 Writing a line never raises and takes no lock. Lines that cannot be written are counted, and
 the count is written before the next line that can be (`log.dropped`). Passwords are hidden by
-those who log a URL (`db.connection.redacted`).
+those who log a URL (`config_rules.redacted`).
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ METRICS = (
     Metric("task_duration_seconds", "histogram", ("type",), Source.PROCESSES,
            "Wall time of attempts whose end was recorded.", buckets=_TASK_BUCKETS),
     Metric("worker_pool_utilization", "gauge", ("pool",), Source.NODE,
-           "Busy workers over ready workers, 0 to 1; 0 without a ready worker."),
+           "Tasks that run over those that could, 0 to 1; 0 without a ready worker."),
     Metric("leader_status", "gauge", ("worker_id",), Source.NODE,
            "1 on the node that leads, by its own belief, else 0."),
     Metric("orchestrator_queue_wait_seconds", "histogram", ("queue",), Source.PROCESSES,

@@ -11,13 +11,14 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 import msgspec
 
+from orchestrator.context import Context
 from orchestrator.errors import ConfigError, PayloadError
 from orchestrator.failure import type_name
 from orchestrator.options import UNSET, HandlerOptions, Policy, Unset, match
@@ -25,10 +26,14 @@ from orchestrator.payload import decode
 from orchestrator.retry import Retry
 from orchestrator.tasktype import TaskType, check_seconds
 
-Handler = Callable[[Any, Any], Any]
+Handler = Callable[[Context[Any], Any], Any]
 Middleware = Callable[[Handler], Handler]
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Handler)
 G = TypeVar("G", bound=Callable[[], Iterator[Any]])
+M = TypeVar("M", bound=Middleware)
+P = TypeVar("P")
+R = TypeVar("R")
+S = TypeVar("S")
 
 _PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,199}")
 # Names of types come from clients; a mistake of theirs must not fill a worker's memory.
@@ -62,6 +67,22 @@ class _Entry:
     place: str
 
 
+class Registration(Protocol[P, R]):
+    """What `Mux.handler` returns for a TaskType: takes functions that fit it, and only those.
+
+    It returns the function unchanged; type checkers see its positional parameters and its result.
+    """
+
+    @overload
+    def __call__(
+        self, function: Callable[[Context[S], P], Coroutine[Any, Any, R]], /
+    ) -> Callable[[Context[S], P], Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[Context[S], P], R], /
+    ) -> Callable[[Context[S], P], R]: ...
+
+
 class Mux:
     """Routes task types to handlers.
 
@@ -78,6 +99,24 @@ class Mux:
         self._routes: dict[str, Route] | None = None
         self._resolved: dict[str, Route | None] = {}
 
+    @overload
+    def handler(
+        self,
+        type: TaskType[P, R],
+        *,
+        retry: Retry | None = None,
+        timeout: str | float | timedelta | Unset | None = UNSET,
+        max_crashes: int | None = None,
+    ) -> Registration[P, R]: ...
+    @overload
+    def handler(
+        self,
+        type: str,
+        *,
+        retry: Retry | None = None,
+        timeout: str | float | timedelta | Unset | None = UNSET,
+        max_crashes: int | None = None,
+    ) -> Callable[[F], F]: ...
     def handler(
         self,
         type: TaskType[Any, Any] | str,
@@ -85,7 +124,7 @@ class Mux:
         retry: Retry | None = None,
         timeout: str | float | timedelta | Unset | None = UNSET,
         max_crashes: int | None = None,
-    ) -> Callable[[F], F]:
+    ) -> Any:
         """Register the decorated function, `(ctx, payload) -> result`; it is returned unchanged.
 
         `timeout` counts per attempt, None means no limit. `max_crashes` is how often the task
@@ -102,6 +141,26 @@ class Mux:
 
         return register
 
+    @overload
+    def handle(
+        self,
+        type: TaskType[P, R],
+        function: Callable[[Context[Any], P], R | Awaitable[R]],
+        *,
+        retry: Retry | None = None,
+        timeout: str | float | timedelta | Unset | None = UNSET,
+        max_crashes: int | None = None,
+    ) -> None: ...
+    @overload
+    def handle(
+        self,
+        type: str,
+        function: Handler,
+        *,
+        retry: Retry | None = None,
+        timeout: str | float | timedelta | Unset | None = UNSET,
+        max_crashes: int | None = None,
+    ) -> None: ...
     def handle(
         self,
         type: TaskType[Any, Any] | str,
@@ -132,7 +191,7 @@ class Mux:
         )
         self._forget()
 
-    def use(self, middleware: Middleware) -> Middleware:
+    def use(self, middleware: M) -> M:
         """Wrap all handlers of this mux and of those mounted in it, `(next) -> handler`.
 
         The first added is the outermost. It is called once per handler at start and sees the
@@ -225,6 +284,10 @@ class Mux:
     def patterns(self) -> list[str]:
         """Return the patterns served, in the order of `routes`."""
         return list(self.routes())
+
+    def async_patterns(self) -> list[str]:
+        """Return the patterns whose handlers are `async def`: those that an async pool serves."""
+        return [pattern for pattern, route in self.routes().items() if route.is_async]
 
     def policies(self, defaults: Policy) -> dict[str, Policy]:
         """Return the policy of each pattern, what its handler left open filled in."""

@@ -38,8 +38,9 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Beyond, floats are written with an exponent, and jsonb would give back an integer.
 _FIRST_EXPONENT = 1e16
-# Steps of a path that are spelled out in a message.
+# Steps of a path that are spelled out in a message, and characters of what an error says.
 _LONGEST_PATH = 16
+_LONGEST_TEXT = 500
 
 _log = logging.getLogger(__name__)
 
@@ -131,15 +132,17 @@ def _encoded(value: Any, writer: _Strict, root: str) -> bytes:
         return msgspec.json.encode(writer.plain(value, 0))
     except _Refusal as refusal:
         raise PayloadError(f"{_spelled(root, refusal.path)}: {refusal.rule}") from refusal.__cause__
+    except writer.caught as error:
+        raise PayloadError(f"{root}: {_rule_of(error)}") from error
 
 
 class _Refusal(Exception):
     """A broken rule; the path, from the inside out, grows on the way up."""
 
-    def __init__(self, rule: str) -> None:
+    def __init__(self, rule: str, *path: str | int) -> None:
         super().__init__(rule)
         self.rule = rule
-        self.path: list[str | int] = []
+        self.path = list(path)
 
 
 def _spelled(root: str, path: list[str | int]) -> str:
@@ -157,8 +160,24 @@ def _step(step: str | int) -> str:
     return f"[{json.dumps(step)}]"
 
 
+def _rule_of(error: BaseException) -> str:
+    """Put into words what stopped the writing: msgspec, or code of the value itself."""
+    try:
+        text = str(error)[:_LONGEST_TEXT]
+    except BaseException:  # noqa: BLE001 - that is code of the value's as well
+        text = "(it cannot be printed)"
+    if isinstance(error, _Refusal | TypeError | ValueError | OverflowError) and text:
+        return text
+    return f"cannot be written as JSON, {type(error).__qualname__}: {text}"
+
+
 class _Strict:
-    """Turns a value into plain JSON types, or raises `_Refusal`."""
+    """Turns a value into plain JSON types, or raises `_Refusal`.
+
+    `caught` is what the value's own code (`model_dump`, `item`, iteration) may raise: refusals too.
+    """
+
+    caught: type[BaseException] = Exception
 
     def plain(self, value: Any, depth: int) -> Any:
         kind = type(value)
@@ -188,6 +207,8 @@ class _Strict:
             except _Refusal as refusal:
                 refusal.path.append(name)
                 raise
+            except self.caught as error:
+                raise _Refusal(_rule_of(error), name) from error
         return plain
 
     def sequence(self, value: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
@@ -199,6 +220,8 @@ class _Strict:
             except _Refusal as refusal:
                 refusal.path.append(index)
                 raise
+            except self.caught as error:
+                raise _Refusal(_rule_of(error), index) from error
         return plain
 
     def check_depth(self, depth: int) -> None:
@@ -251,9 +274,9 @@ class _Strict:
             return self.plain(value.item(), depth)
         try:
             builtins = msgspec.to_builtins(value, str_keys=True, enc_hook=_unknown)
-        except (_Refusal, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except self.caught as error:
             self._locate(value, depth)
-            raise _Refusal(f"{error}") from error
+            raise _Refusal(_rule_of(error)) from error
         return self.plain(builtins, depth)
 
     def _locate(self, value: Any, depth: int) -> None:
@@ -265,10 +288,15 @@ class _Strict:
             except _Refusal as refusal:
                 refusal.path.append(name)
                 raise
+            except self.caught as error:
+                raise _Refusal(_rule_of(error), name) from error
 
 
 class _Cleaning(_Strict):
     """Replaces what jsonb cannot hold, and remembers that it did."""
+
+    # Where a handler has returned, nothing that its result raises is meant for the worker.
+    caught = BaseException
 
     def __init__(self) -> None:
         self.cleaned: set[str] = set()

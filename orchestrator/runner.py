@@ -1,9 +1,10 @@
 """Runs handlers: one claimed task in, one `Outcome` out, whatever the handler does.
 
 A worker has one `Runner`, entered after the fork. It decodes the payload, calls the handler
-inside its middleware and puts how that ended into numbers: ending, budget, delay. Recording the
-outcome, deadlines and signals are the worker's; deaths of the process are the supervisor's and
-the steward's. Nothing here knows a database.
+inside its middleware and puts how that ended into numbers: ending, budget, delay. `run` does so
+one after the other; `run_beside`, in async pools, for many at once on the caller's event loop.
+Recording the outcome, hard deadlines and signals are the worker's; deaths of the process are the
+supervisor's and the steward's. Nothing here knows a database.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import contextlib
 import contextvars
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 import msgspec
 
 from orchestrator import logs
-from orchestrator.context import Context
+from orchestrator.context import Context, Said
 from orchestrator.errors import (
     Cancelled,
     ConfigError,
@@ -31,10 +33,11 @@ from orchestrator.errors import (
     SoftTimeout,
 )
 from orchestrator.failure import MAX_MESSAGE_BYTES, cleaned, describe
+from orchestrator.interrupts import Interrupts
 from orchestrator.meter import Meter
 from orchestrator.mux import Mux, Route
 from orchestrator.options import Policy, after
-from orchestrator.outcome import Budget, Ending, Failure, Outcome
+from orchestrator.outcome import Budget, Ending, Enqueue, Failure, Outcome, Usage
 from orchestrator.payload import clean_result, decode
 from orchestrator.task import Claim
 from orchestrator.tasktype import check_seconds
@@ -49,11 +52,21 @@ def _never() -> bool:
     return False
 
 
+def _never_of(claim: Claim) -> bool:
+    return False
+
+
+def _keep_nothing(claim: Claim, said: Said) -> None:
+    """Stand in where nobody looks."""
+
+
 class Runner:
-    """Runs the tasks of one process, one at a time; a context manager round its lifespans.
+    """Runs the tasks of one process; a context manager round its lifespans.
 
     `stopping` tells whether a drain has begun. `wake` sleeps up to the given seconds, returns
-    early when one begins, and tells whether it has; without it `ctx.wait` sleeps in full.
+    early when one begins, and tells whether it has; without it `ctx.wait` sleeps in full; `nap` is
+    the same, awaited. `cancelled` tells whether somebody cancelled a claimed task, `progress` keeps
+    what its handler says, and `connect` opens the connection that its effects go through.
     `state`, where given, is every handler's `ctx.state`, and no lifespan is run.
     """
 
@@ -65,12 +78,22 @@ class Runner:
         state: Any = None,
         stopping: Callable[[], bool] = _never,
         wake: Callable[[float], bool] | None = None,
+        nap: Callable[[float], Awaitable[bool]] | None = None,
+        cancelled: Callable[[Claim], bool] = _never_of,
+        progress: Callable[[Claim, Said], None] = _keep_nothing,
+        connect: Callable[[Claim], Any] | None = None,
     ) -> None:
         self._mux = mux
         self._defaults = defaults
         self._state = state
         self._stopping = stopping
         self._wake = wake
+        self._nap = nap
+        self._cancelled = cancelled
+        self._progress = progress
+        self._connect = connect
+        # Of the attempt that `run` runs, or ran last.
+        self.interrupts = Interrupts()
         self._states: dict[Mux, Any] = {}
         self._meter = Meter()
         self._loop: asyncio.Runner | None = None
@@ -111,18 +134,108 @@ class Runner:
 
         Every exception ends the attempt and no more than that, `SystemExit` and
         `KeyboardInterrupt` too: they come from the handler, since signals to the worker do not
-        raise.
+        raise. What `self.interrupts` delivers does raise, in the handler.
         """
+        self.interrupts = Interrupts()
+        # Whoever called `stop` a moment ago met the interrupts of the attempt before.
+        self.stop(claim)
         self._meter.begin()
         try:
             # In a copy of the context, so that what a handler sets in it ends with the attempt.
-            outcome = contextvars.copy_context().run(self._attempt, claim)
+            outcome = contextvars.copy_context().run(self._attempt, claim, self.interrupts)
         except BaseException as error:  # noqa: BLE001 - the worker outlives its tasks
-            outcome = _failed(claim, self._defaults, error)
+            # An interruption may come just when the handler has ended.
+            self.interrupts.close()
+            outcome = _ended(claim, self.policy(claim), error, ())
         _flush_output()
         return msgspec.structs.replace(outcome, usage=self._meter.end())
 
-    def _attempt(self, claim: Claim) -> Outcome:
+    def stop(self, claim: Claim) -> None:
+        """Interrupt the attempt that `run` runs, if it is cancelled. For signal handlers.
+
+        Raises:
+            Cancelled: in the handler.
+        """
+        if self._cancelled(claim):
+            self.interrupts.interrupt(Cancelled("the task was cancelled"))
+
+    async def run_beside(self, claim: Claim, interrupts: Interrupts) -> Outcome:
+        """Run one attempt beside others on this event loop; never raises.
+
+        The soft time limit is kept here, by cancelling the handler's asyncio task. Of what it
+        used only the wall time is known. To be called in a task whose context is its own.
+        """
+        began = time.monotonic()
+        try:
+            outcome = await self._attempt_beside(claim, interrupts)
+        except BaseException as error:  # noqa: BLE001 - the worker outlives its tasks
+            outcome = _ended(claim, self.policy(claim), error, ())
+        _flush_output()
+        usage = Usage(wall_seconds=time.monotonic() - began)
+        return msgspec.structs.replace(outcome, usage=usage)
+
+    def _attempt(self, claim: Claim, interrupts: Interrupts) -> Outcome:
+        prepared = self._prepare(claim, interrupts)
+        if isinstance(prepared, Outcome):
+            return prepared
+        policy, route, payload, ctx = prepared
+        try:
+            if not route.is_async:
+                interrupts.open()
+            value = route.call(ctx, payload)
+            if inspect.isawaitable(value):
+                # Not in the middle of starting the loop.
+                interrupts.close()
+                value = self._await(value, interrupts)
+            interrupts.close()
+        except BaseException as error:  # noqa: BLE001 - every end of a handler is an outcome
+            interrupts.close()
+            return _ended(claim, policy, _told(error, interrupts), _dead_on(route))
+        finally:
+            enqueues = ctx._end()
+        return _succeeded(claim, policy, value, enqueues)
+
+    async def _attempt_beside(self, claim: Claim, interrupts: Interrupts) -> Outcome:
+        prepared = self._prepare(claim, interrupts)
+        if isinstance(prepared, Outcome):
+            return prepared
+        policy, route, payload, ctx = prepared
+
+        async def attempt() -> tuple[Any, BaseException | None]:
+            interrupts.open()
+            try:
+                return await route.call(ctx, payload), None
+            except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+                # The first two asyncio would let through, and with them end the loop of all tasks.
+                # The third, thrown into what awaits us, closes it instead of telling it the end.
+                return None, error
+
+        # A task of its own: cancelling it must not reach what is done here afterwards.
+        handler = asyncio.create_task(attempt())
+        interrupts.of_task(handler)
+        timer = None
+        if policy.timeout is not None:
+            late = SoftTimeout(f"the attempt took longer than {policy.timeout:g} s")
+            timer = asyncio.get_running_loop().call_later(
+                policy.timeout, interrupts.interrupt, late
+            )
+        try:
+            value, exit = await handler
+        except BaseException as error:  # noqa: BLE001 - every end of a handler is an outcome
+            return _ended(claim, policy, _told(error, interrupts), _dead_on(route))
+        finally:
+            interrupts.close()
+            if timer is not None:
+                timer.cancel()
+            enqueues = ctx._end()
+        if exit is not None:
+            return _ended(claim, policy, exit, _dead_on(route))
+        return _succeeded(claim, policy, value, enqueues)
+
+    def _prepare(
+        self, claim: Claim, interrupts: Interrupts
+    ) -> tuple[Policy, Route, Any, Context[Any]] | Outcome:
+        """Find the handler, decode its payload, make its context; an outcome where that ends it."""
         policy = self.policy(claim)
         route = self._mux.resolve(claim.type)
         if route is None:
@@ -135,29 +248,18 @@ class Runner:
             payload = route.decode(claim.payload)
         except PayloadError as error:
             return _dead(claim, policy, error, "the payload cannot be decoded")
-        ctx = self._context(claim, policy, route)
-        try:
-            value = route.call(ctx, payload)
-            if inspect.isawaitable(value):
-                value = self._await(value)
-        except BaseException as error:  # noqa: BLE001 - every end of a handler is an outcome
-            dead_on = route.options.retry.dead_on if route.options.retry else ()
-            return _ended(claim, policy, error, dead_on)
-        finally:
-            enqueues = ctx._end()
-        try:
-            result = clean_result(value)
-        except Exception as error:  # noqa: BLE001 - `model_dump` and `item` are the user's code
-            return _dead(claim, policy, error, "the result cannot be kept")
-        return Outcome(ending=Ending.SUCCEEDED, result=result, enqueues=enqueues)
+        return policy, route, payload, self._context(claim, policy, route, interrupts)
 
-    def _context(self, claim: Claim, policy: Policy, route: Route) -> Context[Any]:
+    def _context(
+        self, claim: Claim, policy: Policy, route: Route, interrupts: Interrupts
+    ) -> Context[Any]:
         deadline = None
         if policy.timeout is not None:
             deadline = datetime.now(UTC) + timedelta(seconds=policy.timeout)
         state = self._state
         if state is None and route.mux is not None:
             state = self._states.get(route.mux)
+        connect = self._connect
         return Context(
             task_id=claim.task_id,
             type=claim.type,
@@ -169,10 +271,15 @@ class Runner:
             state=state,
             log=logs.get(f"handler.{route.pattern}"),
             is_stopping=self._stopping,
+            is_cancelled=lambda: self._cancelled(claim),
             wake=self._wake,
+            nap=self._nap,
+            keep_progress=lambda said: self._progress(claim, said),
+            connect=None if connect is None else lambda: connect(claim),
+            interrupts=interrupts,
         )
 
-    def _await(self, awaitable: Any) -> Any:
+    def _await(self, awaitable: Any, interrupts: Interrupts) -> Any:
         """Run an async handler on the worker's one event loop, which shared clients may live on."""
         if self._loop is not None and self._loop.get_loop().is_closed():
             self._loop = None  # by the handler before
@@ -180,6 +287,10 @@ class Runner:
             self._loop = asyncio.Runner()
 
         async def attempt() -> Any:
+            task = asyncio.current_task()
+            assert task is not None
+            interrupts.of_task(task)
+            interrupts.open()
             return await awaitable
 
         return self._loop.run(attempt(), context=contextvars.copy_context())
@@ -188,6 +299,30 @@ class Runner:
         if self._loop is not None and not self._loop.get_loop().is_closed():
             self._loop.close()
         self._loop = None
+
+
+def _succeeded(claim: Claim, policy: Policy, value: Any, enqueues: list[Enqueue]) -> Outcome:
+    try:
+        result = clean_result(value)
+    except Exception as error:  # noqa: BLE001 - `model_dump` and `item` are the user's code
+        return _dead(claim, policy, error, "the result cannot be kept")
+    return Outcome(ending=Ending.SUCCEEDED, result=result, enqueues=enqueues)
+
+
+def _told(error: BaseException, interrupts: Interrupts) -> BaseException:
+    """Return the interruption that reached a handler as asyncio's CancelledError."""
+    if isinstance(error, asyncio.CancelledError) and interrupts.delivered is not None:
+        return interrupts.delivered
+    return error
+
+
+def _dead_on(route: Route) -> tuple[type[BaseException], ...]:
+    return route.options.retry.dead_on if route.options.retry else ()
+
+
+def undone(claim: Claim, outcome: Outcome, policy: Policy, error: Exception) -> Outcome:
+    """Return what becomes of a success whose effects could not be committed: a failure."""
+    return msgspec.structs.replace(_ended(claim, policy, error, ()), usage=outcome.usage)
 
 
 def refused(claim: Claim, outcome: Outcome, policy: Policy, error: PayloadError) -> Outcome:

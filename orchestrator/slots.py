@@ -1,14 +1,20 @@
 """The slots: one shared memory file that tells what every process of the node is doing.
 
-It holds a header and up to 256 slots of 512 bytes. Every word has one writer and is stored with
-one aligned 8-byte store, so there are no locks and a process may be killed at any instruction:
+It holds a header, up to 256 slots of 512 bytes, and lanes of 256 bytes. Every word has one writer
+and is stored with one aligned 8-byte store, so there are no locks and a process may be killed at
+any instruction:
 
     header   supervisor: pid, generation, stopping, wanted    steward: node, session, last beat
              leader: leading
-    slot     supervisor: incarnation, name                    worker: the rest
-             two copies of the record, and a counter: the copy `counter & 1` is valid. The worker
-             fills the other copy, then advances the counter. A reader takes the counter, the copy,
-             and the counter again, and starts over when it moved.
+    slot     supervisor: incarnation, name, lanes             worker: the rest
+    record   two copies, and a counter: the copy `counter & 1` is valid. The worker fills the other
+             copy, then advances the counter. A reader takes the counter, the copy, and the counter
+             again, and starts over when it moved. Beside it, written by the supervisor: which
+             attempt it asks to stop.
+
+A slot has one record: what its worker does. A worker of an async pool runs many attempts at once:
+its slot has one lane for each, with a record of its own, and the slot's record then tells only
+whether the worker waits, claims (and with which token), or wants no more.
 
 (`struct.pack_into` on shared memory writes zeros first and tears; an item store of a
 `memoryview('Q')` does not.) Who reads a record of a process that has died reads what it was
@@ -22,14 +28,16 @@ import os
 import time
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 MAX_SLOTS = 256
 
 _MAGIC = 0x6F7263682D736C74  # "orch-slt"
-_LAYOUT = 1
+_LAYOUT = 2
 _HEADER_WORDS = 64
 _SLOT_WORDS = 64
-_WORDS = _HEADER_WORDS + MAX_SLOTS * _SLOT_WORDS
+_LANE_WORDS = 32
+_FIRST_LANE = _HEADER_WORDS + MAX_SLOTS * _SLOT_WORDS
 
 # Words of the header.
 _SUPERVISOR_PID, _GENERATION, _IS_STOPPING, _WANTED, _STARTED_NS = 2, 3, 4, 5, 6
@@ -37,11 +45,16 @@ _NODE_ID, _HAS_SESSION, _LAST_BEAT_NS = 8, 9, 10
 _IS_LEADER = 12
 
 # Words of a slot.
-_INCARNATION, _PID, _READY_NS, _COUNTER, _FINISHED, _SPAWNED_NS, _DOWN_NS = range(7)
+_INCARNATION, _PID, _READY_NS, _FINISHED, _SPAWNED_NS, _DOWN_NS, _LANES_AT, _N_LANES = range(8)
 _NAME, _NAME_WORDS = 8, 8
-_COPIES = (16, 32)
+_RECORD = 16
 
-# Words of a record.
+# Words of a lane, and of the place of a record in a slot.
+_COUNTER, _ASKED_TASK, _ASKED_TOKEN = range(3)
+_COPIES = (8, 16)
+_RECORD_WORDS = 8
+
+# Words of a copy of a record.
 _PHASE, _TASK, _ATTEMPT, _TOKEN, _STARTED, _HARD_DEADLINE, _USER_US, _SYSTEM_US = range(8)
 
 
@@ -55,12 +68,34 @@ class Phase(IntEnum):
     REPORT = 4  # user code is done, the outcome is not yet answered
 
 
-@dataclass(frozen=True, slots=True)
-class SlotView:
-    """One slot as it stood when it was read.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What one attempt, or one worker, is at.
 
     Times are CLOCK_MONOTONIC nanoseconds, 0 for never. `user_us` and `system_us` are the CPU
     microseconds that the process had used when the attempt began.
+    """
+
+    phase: Phase
+    task_id: int
+    attempt: int
+    token: int
+    started_ns: int
+    hard_deadline_ns: int
+    user_us: int = 0
+    system_us: int = 0
+
+    @property
+    def is_running(self) -> bool:
+        """True while user code of an attempt runs."""
+        return self.phase is Phase.RUN and self.task_id > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotView(Record):
+    """One slot as it stood when it was read; `lanes` are those that have an attempt.
+
+    Times are CLOCK_MONOTONIC nanoseconds, 0 for never.
     """
 
     index: int
@@ -71,14 +106,8 @@ class SlotView:
     spawned_ns: int
     down_ns: int
     finished_count: int
-    phase: Phase
-    task_id: int
-    attempt: int
-    token: int
-    started_ns: int
-    hard_deadline_ns: int
-    user_us: int = 0
-    system_us: int = 0
+    n_lanes: int = 0
+    lanes: tuple[Record, ...] = ()
 
     @property
     def pool(self) -> str:
@@ -90,8 +119,19 @@ class SlotView:
         return self.ready_ns > 0
 
     @property
-    def is_busy(self) -> bool:
-        return self.phase in (Phase.RUN, Phase.REPORT)
+    def records(self) -> list[Record]:
+        """The records that hold a token: of the worker itself, then of its lanes."""
+        return [record for record in (self, *self.lanes) if record.token]
+
+    @property
+    def running(self) -> list[Record]:
+        """The attempts whose user code runs."""
+        return [record for record in self.records if record.is_running]
+
+    @property
+    def n_busy(self) -> int:
+        """How many attempts run or are being reported."""
+        return sum(1 for record in self.records if record.phase >= Phase.RUN and record.task_id)
 
 
 class Header:
@@ -145,21 +185,12 @@ class Header:
         return (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(self.last_beat_ns)) / 1e9
 
 
-class SlotWriter:
-    """The worker's side of its own slot."""
+class RecordWriter:
+    """The worker's side of one record."""
 
-    def __init__(self, words: memoryview, offset: int) -> None:
+    def __init__(self, words: memoryview, at: int) -> None:
         self._words = words
-        self._offset = offset
-
-    def begin(self, pid: int) -> None:
-        """Say who lives here now: the first store of a new worker."""
-        self._words[self._offset + _PID] = pid
-
-    def ready(self) -> None:
-        """Say that the worker can claim."""
-        self.publish(Phase.IDLE)
-        self._words[self._offset + _READY_NS] = time.monotonic_ns()
+        self._at = at
 
     def publish(
         self,
@@ -174,9 +205,9 @@ class SlotWriter:
         system_us: int = 0,
     ) -> None:
         """Replace the record; after a kill at any instruction the old or the new one is valid."""
-        words, offset = self._words, self._offset
-        counter = words[offset + _COUNTER] + 1
-        at = offset + _COPIES[counter & 1]
+        words = self._words
+        counter = words[self._at + _COUNTER] + 1
+        at = self._at + _COPIES[counter & 1]
         words[at + _PHASE] = phase
         words[at + _TASK] = task_id
         words[at + _ATTEMPT] = attempt
@@ -185,10 +216,38 @@ class SlotWriter:
         words[at + _HARD_DEADLINE] = hard_deadline_ns
         words[at + _USER_US] = user_us
         words[at + _SYSTEM_US] = system_us
-        words[offset + _COUNTER] = counter
+        words[self._at + _COUNTER] = counter
 
-    def count_finished(self) -> None:
-        self._words[self._offset + _FINISHED] += 1
+    def is_asked_to_stop(self, task_id: int, token: int) -> bool:
+        """Tell whether the supervisor asks this very attempt to stop."""
+        words, at = self._words, self._at
+        return (words[at + _ASKED_TASK], words[at + _ASKED_TOKEN]) == (task_id, token)
+
+
+class SlotWriter(RecordWriter):
+    """The worker's side of its own slot."""
+
+    def __init__(self, words: memoryview, offset: int) -> None:
+        super().__init__(words, offset + _RECORD)
+        self._offset = offset
+
+    def begin(self, pid: int) -> None:
+        """Say who lives here now: the first store of a new worker."""
+        self._words[self._offset + _PID] = pid
+
+    def ready(self) -> None:
+        """Say that the worker can claim."""
+        self.publish(Phase.IDLE)
+        self._words[self._offset + _READY_NS] = time.monotonic_ns()
+
+    def lanes(self) -> list[RecordWriter]:
+        """Return the writers of the slot's lanes."""
+        first = self._words[self._offset + _LANES_AT]
+        count = self._words[self._offset + _N_LANES]
+        return [RecordWriter(self._words, first + n * _LANE_WORDS) for n in range(count)]
+
+    def count_finished(self, count: int = 1) -> None:
+        self._words[self._offset + _FINISHED] += count
 
 
 class Slots:
@@ -196,15 +255,15 @@ class Slots:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._map = mmap.mmap(fd, _WORDS * 8)
+        self._map = mmap.mmap(fd, os.fstat(fd).st_size)
         self._words = memoryview(self._map).cast("Q")
         self.header = Header(self._words)
 
     @classmethod
-    def create(cls) -> Slots:
+    def create(cls, *, n_lanes: int = 0) -> Slots:
         """Make the file, empty; children inherit its descriptor and `attach`."""
         fd = os.memfd_create("orchestrator-slots", os.MFD_CLOEXEC)
-        os.ftruncate(fd, _WORDS * 8)
+        os.ftruncate(fd, (_FIRST_LANE + n_lanes * _LANE_WORDS) * 8)
         slots = cls(fd)
         slots._words[0], slots._words[1] = _MAGIC, _LAYOUT
         return slots
@@ -221,8 +280,13 @@ class Slots:
             raise ValueError(f"descriptor {fd} holds no slots of layout {_LAYOUT}")
         return slots
 
-    def lease(self, index: int, name: str, incarnation: int) -> None:
-        """Give a slot to a process that is about to be born (supervisor only)."""
+    def lease(
+        self, index: int, name: str, incarnation: int, *, first_lane: int = 0, n_lanes: int = 0
+    ) -> None:
+        """Give a slot to a process that is about to be born (supervisor only).
+
+        A slot that has lanes always has the same ones: no other slot may share them.
+        """
         encoded = name.encode().ljust(_NAME_WORDS * 8, b"\0")
         if len(encoded) > _NAME_WORDS * 8:
             raise ValueError(f"slot name {name!r} is longer than {_NAME_WORDS * 8} bytes")
@@ -232,6 +296,8 @@ class Slots:
         for word in range(_NAME_WORDS):
             chunk = encoded[word * 8 : word * 8 + 8]
             self._words[offset + _NAME + word] = int.from_bytes(chunk, "little")
+        self._words[offset + _LANES_AT] = _FIRST_LANE + first_lane * _LANE_WORDS
+        self._words[offset + _N_LANES] = n_lanes
         self._words[offset + _SPAWNED_NS] = time.monotonic_ns()
         # Down since its last process died: a crash loop must not look like a fresh start.
         self._words[offset + _DOWN_NS] = down_ns or time.monotonic_ns()
@@ -239,17 +305,34 @@ class Slots:
         self.header.wanted = max(self.header.wanted, index + 1)
 
     def clear(self, index: int) -> None:
-        """Empty the record of a process that is gone (supervisor only).
+        """Empty the records of a process that is gone (supervisor only).
 
-        Its token would otherwise protect rows that nobody runs. The name stays: the slot is
+        Their tokens would otherwise protect rows that nobody runs. The name stays: the slot is
         wanted, and `down_ns` tells since when it has been without a process.
         """
-        offset = self._offset(index)
-        was_ready = self._words[offset + _READY_NS]
-        for word in (*range(_INCARNATION, _SPAWNED_NS + 1), *range(_COPIES[0], _SLOT_WORDS)):
-            self._words[offset + word] = 0
+        words, offset = self._words, self._offset(index)
+        was_ready = words[offset + _READY_NS]
+        for word in (*range(_INCARNATION, _SPAWNED_NS + 1), *range(_RECORD, _SLOT_WORDS)):
+            words[offset + word] = 0
+        first = words[offset + _LANES_AT]
+        for word in range(first, first + words[offset + _N_LANES] * _LANE_WORDS):
+            words[word] = 0
         if was_ready:
-            self._words[offset + _DOWN_NS] = time.monotonic_ns()
+            words[offset + _DOWN_NS] = time.monotonic_ns()
+
+    def ask_to_stop(self, index: int, task_id: int, token: int) -> None:
+        """Ask the attempt to stop, if that is what the slot or a lane of it runs (supervisor only).
+
+        The worker looks when it is signalled.
+        """
+        words, offset = self._words, self._offset(index)
+        first, n_lanes = words[offset + _LANES_AT], words[offset + _N_LANES]
+        for at in (offset + _RECORD, *range(first, first + n_lanes * _LANE_WORDS, _LANE_WORDS)):
+            record = self._record(at)
+            if (record[_TASK], record[_TOKEN]) == (task_id, token):
+                words[at + _ASKED_TOKEN] = 0
+                words[at + _ASKED_TASK] = task_id
+                words[at + _ASKED_TOKEN] = token
 
     def writer(self, index: int) -> SlotWriter:
         return SlotWriter(self._words, self._offset(index))
@@ -262,12 +345,10 @@ class Slots:
         )
         if not name[0]:
             return None
-        while True:
-            counter = words[offset + _COUNTER]
-            at = offset + _COPIES[counter & 1]
-            record = [int(word) for word in words[at : at + 8]]
-            if words[offset + _COUNTER] == counter:
-                break
+        n_lanes = words[offset + _N_LANES]
+        # The worker's own record first: a claim's token leaves it only when the lanes hold it.
+        own = self._record(offset + _RECORD)
+        lanes = self._lanes(words[offset + _LANES_AT], n_lanes) if n_lanes else ()
         return SlotView(
             index=index,
             name=name.rstrip(b"\0").decode(),
@@ -277,14 +358,9 @@ class Slots:
             spawned_ns=words[offset + _SPAWNED_NS],
             down_ns=words[offset + _DOWN_NS],
             finished_count=words[offset + _FINISHED],
-            phase=Phase(record[_PHASE]),
-            task_id=record[_TASK],
-            attempt=record[_ATTEMPT],
-            token=record[_TOKEN],
-            started_ns=record[_STARTED],
-            hard_deadline_ns=record[_HARD_DEADLINE],
-            user_us=record[_USER_US],
-            system_us=record[_SYSTEM_US],
+            n_lanes=n_lanes,
+            lanes=lanes,
+            **_fields(own),
         )
 
     def wanted(self) -> list[SlotView]:
@@ -297,15 +373,43 @@ class Slots:
         return [view for view in self.wanted() if view.incarnation]
 
     def any_busy(self) -> bool:
-        """Tell whether any worker runs user code or reports: cheap, for the sweep."""
+        """Tell whether any worker claims, runs user code or reports: cheap, for the sweep."""
         words = self._words
         for index in range(self.header.wanted):
             offset = self._offset(index)
-            at = offset + _COPIES[words[offset + _COUNTER] & 1]
-            if words[at + _PHASE] >= Phase.CLAIM:
-                return True
+            first, n_lanes = words[offset + _LANES_AT], words[offset + _N_LANES]
+            for at in (offset + _RECORD, *range(first, first + n_lanes * _LANE_WORDS, _LANE_WORDS)):
+                if words[at + _COPIES[words[at + _COUNTER] & 1] + _PHASE] >= Phase.CLAIM:
+                    return True
         return False
+
+    def _record(self, at: int) -> list[int]:
+        """Read the valid copy of a record."""
+        words = self._words
+        while True:
+            counter = words[at + _COUNTER]
+            copy = at + _COPIES[counter & 1]
+            record = words[copy : copy + _RECORD_WORDS].tolist()
+            if words[at + _COUNTER] == counter:
+                return record
+
+    def _lanes(self, first: int, n_lanes: int) -> tuple[Record, ...]:
+        records = (self._record(first + n * _LANE_WORDS) for n in range(n_lanes))
+        return tuple(Record(**_fields(record)) for record in records if record[_TASK])
 
     @staticmethod
     def _offset(index: int) -> int:
         return _HEADER_WORDS + index * _SLOT_WORDS
+
+
+def _fields(record: list[int]) -> dict[str, Any]:
+    return {
+        "phase": Phase(record[_PHASE]),
+        "task_id": record[_TASK],
+        "attempt": record[_ATTEMPT],
+        "token": record[_TOKEN],
+        "started_ns": record[_STARTED],
+        "hard_deadline_ns": record[_HARD_DEADLINE],
+        "user_us": record[_USER_US],
+        "system_us": record[_SYSTEM_US],
+    }

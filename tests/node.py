@@ -1,131 +1,66 @@
-"""A real node under test: the daemon as a user would start it, and eyes on its processes."""
+"""A real node under test: that of `orchestrator.testing`, and eyes on its processes and its log."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import signal
 import socket
-import subprocess
-import sys
+import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator import Client
-from orchestrator.processes.identity import MARKER, all_pids, has_marker
+from orchestrator.testing import node as product
 from tests.support import eventually
 
-NODE_REGISTERED = "node.registered"
 ROOT = Path(__file__).resolve().parent.parent
 
-# Short times, so that what takes a minute in production takes seconds here.
-QUICK = {
+# Shorter than what users' tests have, for what only our own tests wait for.
+QUICK: Mapping[str, Any] = {
     "node.heartbeat_interval": "500ms",
     "node.worker_timeout": "3s",
-    "node.kill_grace": "1s",
-    "node.claim_interval": "200ms",
-    "node.graceful_timeout": "10s",
     "leader.term": "3s",
-    "leader.promote_interval": "200ms",
-    "defaults.backoff_base": "50ms",
-    "defaults.backoff_cap": "500ms",
+    "logging.format": "json",
+    "logging.level": "debug",
 }
 
 
-@dataclass
-class Node:
-    """One daemon. `settings` are dotted keys; values are TOML without quotes for durations.
+class Node(product.Node):
+    """One daemon. `pools` is TOML in place of the one pool `cpu`."""
 
-    `pools` is TOML in place of the one pool `cpu`; `processes` is then their number in all. `paths`
-    are folders where handlers are looked for before the checkout.
-    """
-
-    dsn: str
-    directory: Path
-    processes: int = 2
-    settings: dict[str, str] = field(default_factory=dict)
-    handlers: tuple[str, ...] = ("tests.handlers",)
-    paths: tuple[Path, ...] = ()
-    pools: str = ""
-    name: str = "node"
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *, wait: bool = True) -> Node:
-        """Start the daemon; by default wait until its workers are ready and registered."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        environ = {name: value for name, value in os.environ.items() if name != MARKER}
-        environ["PYTHONPATH"] = str(ROOT)
-        self.log_path.touch()
-        with self.log_path.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.cli.daemon", "-c", str(self._write_config())],
-                env=environ,
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        if wait:
-            self.wait_ready()
-        return self
-
-    def _write_config(self) -> Path:
-        values: dict[str, dict[str, str]] = {
-            "database": {"url": self.dsn},
-            "handlers": {},
-            "web": {"bind": ""},
-            "node": {"name": self.name, "state_directory": str(self.directory / "state")},
-            "logging": {"format": "json", "level": "debug"},
-        }
-        for key, value in {**QUICK, **self.settings}.items():
-            section, _, name = key.partition(".")
-            values.setdefault(section, {})[name] = value
-        lines = []
-        for section, content in values.items():
-            lines.append(f"[{section}]")
-            lines.extend(f"{name} = {_toml(value)}" for name, value in content.items())
-            if section == "handlers":
-                path = json.dumps([*map(str, self.paths), str(ROOT)])
-                lines.append(f"path = {path}\nmodules = {json.dumps(self.handlers)}")
-        lines.append(self.pools or f'[[pool]]\nname = "cpu"\nprocesses = {self.processes}')
-        file = self.directory / "orchestrator.toml"
-        file.write_text("\n".join(lines) + "\n")
-        return file
-
-    @property
-    def log_path(self) -> Path:
-        return self.directory / "log"
-
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
-
-    def wait_ready(self, *, timeout: float = 30.0) -> None:
-        """Wait until the node is registered and every worker is born."""
-
-        def is_ready() -> bool:
-            assert self.process is not None
-            assert self.process.poll() is None, f"the daemon ended:\n{self.log()}"
-            names = [event["event"] for event in self.events("supervisor.started", NODE_REGISTERED)]
-            return len(self.workers()) == self.processes and names[-1:] == [NODE_REGISTERED]
-
-        eventually(is_ready, timeout=timeout, message="the node is not ready")
+    def __init__(
+        self,
+        dsn: str,
+        directory: Path,
+        processes: int = 2,
+        settings: Mapping[str, Any] | None = None,
+        handlers: Sequence[str] = ("tests.handlers",),
+        pools: str = "",
+        name: str = "node",
+        path: Path = ROOT,
+    ) -> None:
+        super().__init__(
+            dsn,
+            directory,
+            modules=handlers,
+            pools=tomllib.loads(pools or f'pool = [{{name = "cpu", processes = {processes}}}]')[
+                "pool"
+            ],
+            settings={**QUICK, **{key: _value(it) for key, it in (settings or {}).items()}},
+            path=[str(path)],
+            name=name,
+        )
 
     # -- what it says
 
-    def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
-
     def events(self, *names: str) -> list[dict[str, Any]]:
         """Return the log lines of these events, or of all, oldest first."""
-        lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in self.logs.splitlines() if line.startswith("{")]
         return [line for line in lines if not names or line["event"] in names]
 
     @property
@@ -160,12 +95,8 @@ class Node:
     # -- its processes
 
     def pids(self) -> list[int]:
-        """List all living processes of this run, the supervisor aside."""
-        return [
-            pid
-            for pid in all_pids()
-            if pid != self.pid and has_marker(pid, self.run_id) and alive(pid)
-        ]
+        """List all living processes of this node, the supervisor aside."""
+        return [pid for pid in super().pids() if pid != self.pid and alive(pid)]
 
     def workers(self) -> dict[str, int]:
         """Return slot -> pid of the workers that are born, as the kernel sees them."""
@@ -194,22 +125,7 @@ class Node:
 
     def terminate(self, *, timeout: float = 30.0) -> int:
         """Send TERM and return the exit code."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout)
-
-    def kill_everything(self) -> None:
-        """Make sure that nothing of it is left, whatever the test did."""
-        if self.process is None:
-            return
-        eventually(lambda: self.process.poll() is not None or self._runs())
-        self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
-        runs = self._runs()
-        for pid in [pid for pid in all_pids() if any(has_marker(pid, run) for run in runs)]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait(10)
+        return self.stop(timeout=timeout)
 
     def _runs(self) -> list[str]:
         return [event["run"] for event in self.events("supervisor.started")]
@@ -264,6 +180,7 @@ def _title(pid: int) -> str:
         return ""
 
 
-def _toml(value: str) -> str:
-    is_plain = value in ("true", "false") or value.replace(".", "", 1).isdigit()
-    return value if is_plain or value.startswith("[") else json.dumps(value)
+def _value(value: Any) -> Any:
+    """Return what a setting that is written as text stands for in TOML, where it is no duration."""
+    is_plain = isinstance(value, str) and re.fullmatch(r"true|false|\[.*\]|[0-9.]+", value)
+    return tomllib.loads(f"value = {value}")["value"] if is_plain else value

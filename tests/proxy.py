@@ -1,4 +1,4 @@
-"""A proxy between a client and a server's socket that can lose replies."""
+"""A proxy between a client and a server's socket that can lose replies, and requests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ class Proxy:
 
     `lose_reply_to(text)` arms it once: the next message of a client that holds `text` reaches the
     server and is carried out, and the connection is cut in place of the answer.
+    `lose_request(text)` cuts it before the message has reached the server.
     """
 
     def __init__(self, target: Path) -> None:
         self._target = str(target)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._armed: bytes | None = None
+        self._passes_on = True
         self._n_sent: dict[bytes, int] = {}
         self._lock = threading.Lock()
         self.port: int = self._listener.getsockname()[1]
@@ -27,8 +29,16 @@ class Proxy:
         self._thread.start()
 
     def lose_reply_to(self, text: str) -> None:
-        self._armed = text.encode()
-        self._n_sent[self._armed] = 0
+        self._arm(text, passes_on=True)
+
+    def lose_request(self, text: str) -> None:
+        self._arm(text, passes_on=False)
+
+    def _arm(self, text: str, *, passes_on: bool) -> None:
+        with self._lock:
+            self._passes_on = passes_on
+            self._armed = text.encode()
+            self._n_sent[self._armed] = 0
 
     def n_sent(self, text: str) -> int:
         """Count the messages with `text` since it was armed with it."""
@@ -53,6 +63,8 @@ class Proxy:
                 if is_last:
                     # From here on the client hears nothing, whatever the server answers.
                     client.shutdown(socket.SHUT_WR)
+                    if not self._passes_on:
+                        break
                 server.sendall(message)
                 if is_last:
                     return
@@ -63,6 +75,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while message := server.recv(1 << 20):
                 client.sendall(message)
+        # Closing alone would wait for the other pump, which waits for the client.
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
         client.close()
         server.close()
 

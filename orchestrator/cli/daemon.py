@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import click
 
-from orchestrator import __version__, config
+from orchestrator import __version__, config, config_text
 from orchestrator.config import Settings
 from orchestrator.errors import ConfigError
 
@@ -41,27 +41,40 @@ EXIT_CONFIGURATION = 78
 @click.option(
     "--check-config", is_flag=True, help="Read and check the settings, print the errors, and exit."
 )
+@click.option(
+    "--print-config",
+    is_flag=True,
+    help="Print all settings with origin and unit, as a file that -c reads, and exit.",
+)
 @click.version_option(__version__, prog_name="orchestratord", message="%(prog)s %(version)s")
 @click.pass_context
-def main(context: click.Context, path: str | None, check_config: bool) -> None:
+def main(context: click.Context, path: str | None, check_config: bool, print_config: bool) -> None:
     """Run tasks kept in PostgreSQL in a supervised pool of worker processes.
 
     Stays in the foreground and logs to standard error. TERM drains and ends, INT ends at once.
     Exit codes: 0 ended on request, 1 unexpected error, 2 usage, 70 internal error, 75 database
     not usable for now, 78 configuration error.
     """
-    context.exit(_checked(path) if check_config else _run(path))
+    if check_config or print_config:
+        context.exit(_look(path, config_text.write if print_config else _all_right))
+    context.exit(_run(path))
 
 
-def _checked(path: str | None) -> int:
+def _look(path: str | None, told: Callable[[Settings], str]) -> int:
+    """Read the settings, print what is told of them, and start nothing."""
     try:
         settings = config.load(path)
     except ConfigError as error:
         return _refuse(error)
-    click.echo(
-        f"ok: {settings.source or 'no configuration file, all settings have their defaults'}"
-    )
+    for deprecated in settings.deprecated:
+        click.echo(f"orchestratord: warning: {deprecated}", err=True)
+    click.echo(told(settings), nl=False)
     return 0
+
+
+def _all_right(settings: Settings) -> str:
+    files = ", ".join(settings.files)
+    return f"ok: {files or 'no configuration file, all settings have their defaults'}\n"
 
 
 def _run(path: str | None) -> int:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
 import psycopg2.extensions
 from psycopg2 import errorcodes
 
+from orchestrator.config_rules import redacted
 from orchestrator.db.statements import statement
 from orchestrator.errors import (
     DatabaseUnavailable,
@@ -75,20 +75,6 @@ def libpq_url(url: str) -> str:
     return scheme.split("+")[0] + separator + rest if separator else url
 
 
-def redacted(url: str) -> str:
-    """Return the URL with its password replaced by "***", fit for logs."""
-    if "://" not in url:
-        parts = psycopg2.extensions.parse_dsn(url) if "=" in url else {}
-        if "password" in parts:
-            return str(psycopg2.extensions.make_dsn(**{**parts, "password": "***"}))
-        return url
-    split = urlsplit(url)
-    if split.password is None:
-        return url
-    host = split.netloc.rpartition("@")[2]
-    return urlunsplit(split._replace(netloc=f"{split.username or ''}:***@{host}"))
-
-
 class Session:
     """A connection in autocommit mode, bound to one schema; not thread-safe."""
 
@@ -106,19 +92,8 @@ class Session:
             NodeRefused, IdempotencyConflict: as the functions of the schema say.
             SchemaError: the schema is not installed.
         """
-        # A caller's connection may make rows of another kind by default.
-        plain = psycopg2.extensions.cursor
-        try:
-            with translated_errors(), self.connection.cursor(cursor_factory=plain) as cursor:
-                cursor.execute(statement(name, self.schema), parameters)
-                return _rows(cursor)
-        except psycopg2.Error as error:
-            if error.pgcode in _SCHEMA_STATES:
-                raise SchemaError(
-                    f'schema "{self.schema}" is not installed in this database, or is older than '
-                    f"this program: run `orchestratorctl migrate` ({error.diag.message_primary})"
-                ) from error
-            raise
+        with translated_errors(self.schema):
+            return self._rows(statement(name, self.schema), parameters)
 
     def one(self, name: str, /, **parameters: Any) -> Any:
         """Like `all`, for statements of at most one row: that row, or None."""
@@ -147,6 +122,12 @@ class Session:
             self.connection.commit()
             self.connection.autocommit = True
 
+    def _rows(self, sql: str, parameters: dict[str, Any]) -> list[Any]:
+        # A caller's connection may make rows of another kind by default.
+        with self.connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+            cursor.execute(sql, parameters)
+            return named_rows(cursor)
+
     @property
     def is_closed(self) -> bool:
         return bool(self.connection.closed)
@@ -160,11 +141,17 @@ class Session:
             self.connection.close()
 
 
-def _rows(cursor: Any) -> list[Any]:
+def named_rows(cursor: Any) -> list[Any]:
+    """Return the rows of a cursor, whose rows are plain tuples, as named tuples."""
     if cursor.description is None:
         return []
-    row_type = _row_type(tuple(column[0] for column in cursor.description))
-    return [row_type(*row) for row in cursor.fetchall()]
+    return named((column[0] for column in cursor.description), cursor.fetchall())
+
+
+def named(columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> list[Any]:
+    """Return rows as named tuples."""
+    row_type = _row_type(tuple(columns))
+    return [row_type(*row) for row in rows]
 
 
 @cache
@@ -173,20 +160,52 @@ def _row_type(columns: tuple[str, ...]) -> Any:
 
 
 @contextlib.contextmanager
-def translated_errors() -> Iterator[None]:
-    """Raise our errors in place of psycopg2's, with the cause kept."""
+def translated_errors(schema: str | None = None) -> Iterator[None]:
+    """Raise our errors in place of a driver's, with the cause kept.
+
+    The driver is psycopg2 or psycopg 3, alone or below SQLAlchemy or Django. With `schema`, what
+    shows that it is not installed is a SchemaError.
+    """
     try:
         yield
-    except psycopg2.Error as error:
-        raise _translated(error) from error
+    except Exception as error:
+        ours = _translated(_driver_error(error), schema)
+        if ours is None:
+            raise
+        raise ours from error
 
 
-def _translated(error: psycopg2.Error) -> Exception:
-    state: str = error.pgcode or ""
-    message = (error.diag.message_primary or str(error)).strip()
+def _driver_error(error: Exception) -> BaseException:
+    """Return the driver's own error: SQLAlchemy wraps it as `orig`, Django as the cause."""
+    kind = type(error)
+    if kind.__module__ == "sqlalchemy.exc":
+        return getattr(error, "orig", None) or error
+    if kind.__module__ == "django.db.utils":
+        return error.__cause__ or error
+    return error
+
+
+def _translated(error: BaseException, schema: str | None) -> OrchestratorError | None:
+    """Return our error for a driver's; None for what is none, or was not foreseen."""
+    # Both drivers build the tree of PEP 249, each its own.
+    kinds = {
+        kind.__name__
+        for kind in type(error).__mro__
+        if kind.__module__.partition(".")[0] in ("psycopg2", "psycopg")
+    }
+    if "Error" not in kinds:
+        return None
+    state: str = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None) or ""
+    diagnosis = getattr(error, "diag", None)
+    message = (getattr(diagnosis, "message_primary", None) or str(error)).strip()
     ours = _OURS.get(state)
     if ours is not None:
         return ours(message)
+    if schema is not None and state in _SCHEMA_STATES:
+        return SchemaError(
+            f'schema "{schema}" is not installed in this database, or is older than this program: '
+            f"run `orchestratorctl migrate` ({message})"
+        )
     if state in _TIMEOUT_STATES:
         return StatementTimeout(message)
     # Class 40: a deadlock or a serialisation failure, rolled back; the whole call may be repeated.
@@ -194,12 +213,46 @@ def _translated(error: psycopg2.Error) -> Exception:
         return DatabaseUnavailable(message)
     if state.startswith("22") or state in _VALUE_STATES:
         return PayloadError(f"the database refuses a value: {message}")
-    is_link = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-    if not state and (is_link or type(error) is psycopg2.DatabaseError):
+    is_link = bool(kinds & {"OperationalError", "InterfaceError"})
+    if not state and (is_link or type(error).__name__ == "DatabaseError"):
         # No SQLSTATE: the link broke, perhaps after the statement was sent.
         return DatabaseUnavailable(message, unknown=True)
-    unforeseen: Exception = error
-    return unforeseen
+    return None
+
+
+def connection_parameters(
+    *,
+    application_name: str,
+    connect_timeout: float = 5.0,
+    statement_timeout: float | None = None,
+    client_keepalives: Keepalives = SHORT_KEEPALIVES,
+    server_keepalives: Keepalives = SHORT_KEEPALIVES,
+) -> dict[str, Any]:
+    """Return what every connection of ours carries, as parameters of libpq. Times in seconds."""
+    options = {
+        "tcp_keepalives_idle": server_keepalives.idle,
+        "tcp_keepalives_interval": server_keepalives.interval,
+        "tcp_keepalives_count": server_keepalives.n_probes,
+        "tcp_user_timeout": server_keepalives.total * 1000,
+        "timezone": "UTC",
+    }
+    if statement_timeout is not None:
+        options["statement_timeout"] = int(statement_timeout * 1000)
+    return {
+        "application_name": application_name,
+        "connect_timeout": max(2, round(connect_timeout)),  # libpq takes 1 for 2
+        "keepalives": 1,
+        "keepalives_idle": client_keepalives.idle,
+        "keepalives_interval": client_keepalives.interval,
+        "keepalives_count": client_keepalives.n_probes,
+        "tcp_user_timeout": client_keepalives.total * 1000,
+        "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
+    }
+
+
+def unreachable(url: str, error: Exception) -> DatabaseUnavailable:
+    """Say that nothing could be done, since no connection came about."""
+    return DatabaseUnavailable(f"cannot connect to {redacted(url)}: {str(error).strip()}")
 
 
 def connect(
@@ -211,38 +264,27 @@ def connect(
     statement_timeout: float | None = None,
     client_keepalives: Keepalives = SHORT_KEEPALIVES,
     server_keepalives: Keepalives = SHORT_KEEPALIVES,
+    kind: type[Any] | None = None,
 ) -> Session:
-    """Open a session. Times are in seconds.
+    """Open a session. Times are in seconds; `kind` is a class of connections, which
+    decides about transactions itself; without it every statement is one.
 
     Raises:
         DatabaseUnavailable: the server cannot be reached or refuses us.
     """
-    options = {
-        "tcp_keepalives_idle": server_keepalives.idle,
-        "tcp_keepalives_interval": server_keepalives.interval,
-        "tcp_keepalives_count": server_keepalives.n_probes,
-        "tcp_user_timeout": server_keepalives.total * 1000,
-        "timezone": "UTC",
-    }
-    if statement_timeout is not None:
-        options["statement_timeout"] = int(statement_timeout * 1000)
+    parameters = connection_parameters(
+        application_name=application_name,
+        connect_timeout=connect_timeout,
+        statement_timeout=statement_timeout,
+        client_keepalives=client_keepalives,
+        server_keepalives=server_keepalives,
+    )
     try:
-        connection = psycopg2.connect(
-            libpq_url(url),
-            application_name=application_name,
-            connect_timeout=max(2, round(connect_timeout)),  # libpq takes 1 for 2
-            keepalives=1,
-            keepalives_idle=client_keepalives.idle,
-            keepalives_interval=client_keepalives.interval,
-            keepalives_count=client_keepalives.n_probes,
-            tcp_user_timeout=client_keepalives.total * 1000,
-            options=" ".join(f"-c {name}={value}" for name, value in options.items()),
-        )
+        connection = psycopg2.connect(libpq_url(url), connection_factory=kind, **parameters)
     except psycopg2.Error as error:
-        raise DatabaseUnavailable(
-            f"cannot connect to {redacted(url)}: {str(error).strip()}"
-        ) from error
-    connection.autocommit = True
+        raise unreachable(url, error) from error
+    if kind is None:
+        connection.autocommit = True
     return Session(connection, schema)
 
 

@@ -16,16 +16,14 @@ alone when they are collected, so a pool from before a fork is simply let go (`c
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from orchestrator.db.connection import Session
-from orchestrator.errors import DatabaseUnavailable
 
 
 class Pool:
@@ -74,17 +72,6 @@ class Pool:
             self._idle.append(session)
             self._changed.notify()
 
-    @contextlib.contextmanager
-    def lent(self, session: Session) -> Iterator[Session]:
-        """Give `session` back at the end; closed after an error that only a new one cures."""
-        try:
-            yield session
-        except DatabaseUnavailable:
-            session.close()
-            raise
-        finally:
-            self.give_back(session)
-
     def close(self) -> None:
         """Close the idle sessions, and each lent one when it comes back."""
         with self._changed:
@@ -105,7 +92,7 @@ def _is_at_rest(session: Session) -> bool:
 
 
 def _is_usable(session: Session) -> bool:
-    if not _has_news(session.fileno()):
+    if not has_news(session.fileno()):
         return True
     # Nearly always the end; rarely a notice or a TLS ticket, which an answer follows.
     try:
@@ -116,7 +103,8 @@ def _is_usable(session: Session) -> bool:
     return True
 
 
-def _has_news(fileno: int) -> bool:
+def has_news(fileno: int) -> bool:
+    """Return whether there is something to read, where nothing is expected."""
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(fileno, select.POLLIN)

@@ -39,7 +39,9 @@ class Estate:
     def __init__(self, settings: config.Settings) -> None:
         self.run_id = secrets.token_hex(8)
         self.listener = _listen(settings.web.bind) if settings.web.bind else None
-        self.slots = Slots.create()
+        self.slots = Slots.create(
+            n_lanes=sum(pool.processes * pool.lanes for pool in settings.pools)
+        )
         self.slots.header.supervisor_pid = os.getpid()
         self.slots.header.generation = 1
         self.slots.header.started_ns = time.monotonic_ns()

@@ -53,7 +53,8 @@ def main() -> int:
     policies = mux.policies(settings.defaults.policy())
     gc.collect()
     gc.freeze()
-    to_supervisor.send(messages.encode(messages.Ready(policies=policies)))
+    ready = messages.Ready(policies=policies, async_patterns=mux.async_patterns())
+    to_supervisor.send(messages.encode(ready))
     _serve(place, settings, mux, to_supervisor)
     return 0
 

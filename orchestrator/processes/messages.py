@@ -32,9 +32,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
-    """The child can do its work. A fork server tells the policy of each pattern it serves."""
+    """The child can do its work. A fork server tells the policy of each pattern it serves, and
+    which of their handlers are `async def`."""
 
     policies: dict[str, Policy] = {}
+    async_patterns: list[str] = []
 
 
 class Down(Message, frozen=True, kw_only=True, tag="down"):
@@ -64,7 +66,7 @@ class Ack(Message, frozen=True, kw_only=True, tag="ack"):
 
 
 class Kill(Message, frozen=True, kw_only=True, tag="kill"):
-    """End an attempt, if its worker still runs it."""
+    """End an attempt, if its worker still runs it: a cancelled one is asked first."""
 
     task_id: int
     token: int
@@ -83,6 +85,7 @@ class Handlers(Message, frozen=True, kw_only=True, tag="handlers"):
     """Which task types this node serves, and by which policies."""
 
     policies: dict[str, Policy]
+    async_patterns: list[str] = []
 
 
 class Sync(Message, frozen=True, kw_only=True, tag="sync"):
@@ -106,17 +109,39 @@ class Crash(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     meant_for_task: int | None = None
 
 
+class Casualty(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One record with a token in the slot of a worker that died; no task while it claimed."""
+
+    token: int
+    phase: Phase
+    cause: Cause
+    task_id: int = 0
+    attempt: int = 0
+    wall_seconds: float = 0.0
+    meant_for_task: int | None = None
+
+
 class Report(Message, frozen=True, kw_only=True, tag="report"):
-    """The death of a worker that held a token."""
+    """The death of a worker that held a token: in an async pool, of many attempts at once.
+
+    `crash` is what they share. A thousand casualties fit into one datagram.
+    """
 
     incarnation: int
     slot: str
     pid: int
-    task_id: int
-    attempt: int
-    token: int
-    phase: Phase
     crash: Crash
+    casualties: list[Casualty]
+
+    def crash_of(self, casualty: Casualty) -> Crash:
+        """Return what is kept with one of the attempts."""
+        return msgspec.structs.replace(
+            self.crash,
+            cause=casualty.cause,
+            phase=casualty.phase.name.lower(),
+            wall_seconds=casualty.wall_seconds,
+            meant_for_task=casualty.meant_for_task,
+        )
 
 
 ToSupervisor = Ready | Down | Failed | Born | Ack | Kill

@@ -13,6 +13,9 @@ import socket
 from collections.abc import Iterable, Iterator
 from types import FrameType
 
+# From the supervisor to a worker: look which attempt it asks to stop.
+STOP_ATTEMPT = signal.SIGRTMIN + 1
+
 
 def _ignore(signum: int, frame: FrameType | None) -> None:
     """Exist, so that the interpreter writes the number to the wakeup descriptor."""

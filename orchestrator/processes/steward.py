@@ -57,7 +57,7 @@ from orchestrator.store import doorbell, nodes
 from orchestrator.store.fail import fail
 from orchestrator.store.poll import poll, unhold
 from orchestrator.store.release import release
-from orchestrator.store.running import running
+from orchestrator.store.running import flagged, running
 
 RECONCILE_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
@@ -107,6 +107,7 @@ class Steward:
         self.retry_at = 0.0
         self.registration = Registration(self.place, self.settings, self.header.node_id)
         self.policies: dict[str, Policy] = {}
+        self.async_patterns: list[str] = []
         self.reports: dict[int, Report] = {}  # by incarnation, not yet written
         self.is_synced = False
         self.is_stopping = False
@@ -200,8 +201,9 @@ class Steward:
                     self.selector.unregister(self.supervisor)
                 return
             match messages.decode_for_steward(data):
-                case messages.Handlers(policies=policies):
-                    self.policies = policies
+                case messages.Handlers() as handlers:
+                    self.policies = handlers.policies
+                    self.async_patterns = sorted(handlers.async_patterns)
                     metrics.announce(self.patterns)
                     self._describe()
                 case Report() as report:
@@ -218,6 +220,10 @@ class Steward:
     def patterns(self) -> list[str]:
         """The task types that this node serves."""
         return sorted(self.policies)
+
+    def _patterns_of(self, pool: config.PoolSettings) -> list[str]:
+        """The task types that one of its pools serves."""
+        return self.async_patterns if pool.mode == "async" else self.patterns
 
     def _describe(self) -> None:
         session = self.session
@@ -302,6 +308,7 @@ class Steward:
                     "incarnation": view.incarnation,
                     "state": view.phase.name.lower(),
                     "task": view.task_id or None,
+                    **({"running": view.n_busy} if view.n_lanes else {}),
                     "seconds": (
                         round((now - view.started_ns) / 1e9, 3) if view.started_ns else None
                     ),
@@ -338,13 +345,12 @@ class Steward:
         """Wake as many idle workers of each pool as there are ready tasks for it."""
         session = self.session
         assert session is not None
-        if self.patterns:
-            for pool in self.settings.pools:
-                while (
-                    unhold(session, patterns=self.patterns, queues=pool.queues, limit=UNHOLD_SLICE)
-                    == UNHOLD_SLICE
-                ):
+        for pool in self.settings.pools:
+            if patterns := self._patterns_of(pool):
+                queues, limit = pool.queues, UNHOLD_SLICE
+                while unhold(session, patterns=patterns, queues=queues, limit=limit) == limit:
                     pass
+        self._pass_on_cancels(session)
         idle: dict[str, int] = {}
         views = self.slots.occupied()
         if [view.pid for view in views] != self.told_pids:
@@ -367,6 +373,15 @@ class Steward:
             if wanted == count:
                 # As many as are idle, or nobody is: who goes idle next must look again.
                 self.may_have_more = True
+
+    def _pass_on_cancels(self, session: Session) -> None:
+        """Have the supervisor end the attempts whose tasks were cancelled.
+
+        At every poll again, while a flagged row exists: the attempt may just have been claimed.
+        """
+        for row in flagged(session, node=self.node):
+            kill = messages.Kill(task_id=row.id, token=row.token, cause=Cause.CANCELLED)
+            self._tell(kill)
 
     def _wake(self, pool: config.PoolSettings, wanted: int) -> None:
         """Write one byte per task into the pool's pipe, less those not yet read.
@@ -393,33 +408,40 @@ class Steward:
             self._tell(messages.Ack(incarnation=incarnation))
 
     def _write_report(self, session: Session, report: Report) -> None:
-        """Write what the death of a worker means for the task that it held."""
-        rows = running(session, node=self.node, token=report.token) if self.node else []
-        for row in list(rows):
-            if row.id == report.task_id and report.phase is Phase.RUN:
-                self._record_crash(session, row, report)
-                rows.remove(row)
+        """Write what the death of a worker means for the tasks that it held."""
+        victims = {(victim.task_id, victim.token): victim for victim in report.casualties}
+        tokens = sorted({victim.token for victim in report.casualties})
+        rows = running(session, node=self.node, tokens=tokens) if self.node else []
+        unharmed = []
+        for row in rows:
+            victim = victims.get((row.id, row.token))
+            if victim is not None and victim.phase is Phase.RUN:
+                self._record_crash(session, row, report, report.crash_of(victim))
+            else:
+                unharmed.append((row.id, row.token))
         # Claimed and not started, or done and not recorded: it goes back and costs nothing.
-        released = release(session, [(row.id, row.token) for row in rows])
+        released = release(session, unharmed)
         if released:
             log.info("tasks.released", slot=report.slot, tasks=released)
         metrics.worker_exited(report.crash.cause)
 
-    def _record_crash(self, session: Session, row: Any, report: Report) -> None:
+    def _record_crash(
+        self, session: Session, row: Any, report: Report, what: messages.Crash
+    ) -> None:
         pattern = match(self.policies, row.type)
         policy = self.policies[pattern] if pattern else self.settings.defaults.policy()
         outcome = crashes.outcome_of(
-            report.crash,
+            what,
             policy=policy.of_task(max_attempts=row.max_attempts, timeout=row.timeout_seconds),
             failures=row.failures,
             crashes=row.crashes,
         )
-        crash = msgspec.to_builtins(report.crash)
+        crash = msgspec.to_builtins(what)
         answer = fail(session, task_id=row.id, token=row.token, outcome=outcome, crash=crash)
         if answer is not Answer.RECORDED:
             return
         metrics.task_ended(row.type, outcome.ending, outcome.usage.wall_seconds)
-        if outcome.budget is not Budget.NOTHING:
+        if outcome.budget in (Budget.FAILURES, Budget.CRASHES):
             spent = row.crashes if outcome.budget is Budget.CRASHES else row.failures
             (metrics.dead if outcome.is_last(spent) else metrics.retried)(row.type)
         fields = {
@@ -430,7 +452,7 @@ class Steward:
             "child": report.pid,
             **crash,
         }
-        if outcome.budget is Budget.NOTHING:
+        if outcome.budget in (Budget.NOTHING, Budget.SUSPECT):
             log.info("attempt.released", **fields)
         else:
             log.warning("attempt.crashed", **fields)
@@ -445,8 +467,9 @@ class Steward:
         views = self.slots.occupied()
         # After the slots: a report is sent before its slot is cleared.
         self._hear()
-        protected = {view.token for view in views if view.token}
-        protected.update(report.token for report in self.reports.values())
+        protected = {record.token for view in views for record in view.records}
+        for report in self.reports.values():
+            protected.update(victim.token for victim in report.casualties)
         orphans = [(row.id, row.token) for row in rows if row.token not in protected]
         if orphans:
             # Most have just been finished by a worker that is at its next claim by now.
@@ -454,19 +477,20 @@ class Steward:
             if released:
                 log.warning("tasks.reconciled", released=released)
         known = {(row.id, row.token) for row in rows}
-        for view in views:
-            attempt = (view.task_id, view.token)
-            if view.phase is Phase.RUN and attempt in before and attempt not in known:
-                log.warning("claim.lost", task_id=view.task_id, attempt=view.attempt)
+        for record in (record for view in views for record in view.running):
+            attempt = (record.task_id, record.token)
+            if attempt in before and attempt not in known:
+                log.warning("claim.lost", task_id=record.task_id, attempt=record.attempt)
                 metrics.claim_lost()
                 self._tell(
-                    messages.Kill(task_id=view.task_id, token=view.token, cause=Cause.LOST_CLAIM)
+                    messages.Kill(
+                        task_id=record.task_id, token=record.token, cause=Cause.LOST_CLAIM
+                    )
                 )
 
     def _running_tokens(self) -> set[tuple[int, int]]:
-        return {
-            (view.task_id, view.token) for view in self.slots.occupied() if view.phase is Phase.RUN
-        }
+        views = self.slots.occupied()
+        return {(record.task_id, record.token) for view in views for record in view.running}
 
     # -- the end
 
@@ -483,7 +507,7 @@ class Steward:
             time.sleep(0.005)
         self._hear()
         for view in self.slots.occupied():
-            if view.token and view.incarnation not in self.reports:
+            if view.records and view.incarnation not in self.reports:
                 self.reports[view.incarnation] = crashes.report_of_lost(
                     view, generation=self.header.generation
                 )

@@ -29,6 +29,7 @@ import signal
 import socket
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +38,10 @@ from orchestrator.errors import ConfigError
 from orchestrator.outcome import Cause
 from orchestrator.processes import identity, messages
 from orchestrator.processes.children import Children, Kind, Plan, Signal, Spawn, Stage
+from orchestrator.processes.crashes import Reason, blame_for, casualties, cause_of_death
 from orchestrator.processes.estate import Estate
-from orchestrator.processes.signals import SignalInbox, spell
-from orchestrator.slots import MAX_SLOTS, Phase, SlotView
+from orchestrator.processes.signals import STOP_ATTEMPT, SignalInbox, spell
+from orchestrator.slots import MAX_SLOTS, Record, SlotView
 
 SWEEP_SECONDS = 0.25
 HEALTHY_SECONDS = 10.0
@@ -49,12 +51,11 @@ log = logs.get("supervisor")
 
 
 @dataclass(frozen=True)
-class Reason:
-    """Why we killed a worker and the attempt that it was meant for; no task: whatever it ran."""
+class Asked:
+    """An attempt that was asked to stop: why, and when it is killed if it goes on."""
 
     cause: Cause
-    task_id: int = 0
-    token: int = 0
+    kill_at: float
 
 
 @dataclass
@@ -98,6 +99,8 @@ class Supervisor:
         self.children = Children(_plan(settings))
         self.estate = Estate(settings)
         self.slots = self.estate.slots
+        self.lanes = lanes_of(settings.pools)  # by slot: the first lane, and how many
+        self.asked: dict[tuple[int, int], Asked] = {}  # attempts that were asked to stop
         self.processes: dict[int, Process] = {}  # by incarnation
         self.pids: set[int] = set()
         self.reports: dict[int, bytes] = {}  # by incarnation, until the steward has answered
@@ -121,11 +124,19 @@ class Supervisor:
             "supervisor.started",
             version=__version__,
             run=self.estate.run_id,
-            config=self.settings.source,
+            config=", ".join(self.settings.files),
             database=self.settings.origin("database.url"),
             workers=len(self.children.plan.slots),
             web=self.settings.web.bind or None,
         )
+        for setting in self.settings.deprecated:
+            log.warning(
+                "setting.deprecated",
+                setting=setting.old,
+                instead=setting.now or None,
+                removed_in=setting.removed_in,
+                place=setting.place,
+            )
         while True:
             now = time.monotonic()
             self._sweep(now)
@@ -223,7 +234,14 @@ class Supervisor:
             # The dead worker's record is the only trace of its task until the report is listed.
             self.children.postpone(command.incarnation, now + 0.1)
             return
-        self.slots.lease(command.index, command.name, command.incarnation)
+        first_lane, n_lanes = self.lanes[command.index]
+        self.slots.lease(
+            command.index,
+            command.name,
+            command.incarnation,
+            first_lane=first_lane,
+            n_lanes=n_lanes,
+        )
         request = messages.Spawn(
             index=command.index, name=command.name, incarnation=command.incarnation
         )
@@ -269,12 +287,12 @@ class Supervisor:
             match messages.decode_for_supervisor(data):
                 case messages.Born() as born:
                     self._on_born(born, fds[0])
-                case messages.Ready(policies=policies):
-                    self._on_ready(process, policies)
+                case messages.Ready() as ready:
+                    self._on_ready(process, ready)
                 case messages.Ack(incarnation=incarnation):
                     self.reports.pop(incarnation, None)
                 case messages.Kill(task_id=task_id, token=token, cause=cause):
-                    self._kill_attempt(task_id, token, cause)
+                    self._end_attempt(task_id, token, cause)
                 case messages.Down(reason=reason):
                     log.warning("database.down", reason=reason)
                 case messages.Failed() as failed:
@@ -301,9 +319,11 @@ class Supervisor:
             )
         )  # fmt: skip
 
-    def _on_ready(self, process: Process, policies: Any) -> None:
+    def _on_ready(self, process: Process, ready: messages.Ready) -> None:
         if process.kind is Kind.FORK_SERVER:
-            self.handlers = messages.encode(messages.Handlers(policies=policies))
+            self.handlers = messages.encode(
+                messages.Handlers(policies=ready.policies, async_patterns=ready.async_patterns)
+            )
             self._tell_steward(self.handlers)
         self.children.became_ready(process.incarnation)
         log.info("process.ready", process=process.name, inc=process.incarnation)
@@ -365,8 +385,8 @@ class Supervisor:
         healthy = now - process.spawned_at >= HEALTHY_SECONDS
         if view is not None:
             # A death during user code is the task's; one during a claim is the worker's own.
-            healthy = healthy or view.is_busy or view.finished_count > 0
-            if view.phase >= Phase.CLAIM:
+            healthy = healthy or view.n_busy > 0 or view.finished_count > 0
+            if view.records:
                 self._report(process, view, exit_code, signum, os.WCOREDUMP(status), usage)
             if not self._has_unlisted_report(process.index):
                 self.slots.clear(process.index)
@@ -416,32 +436,27 @@ class Supervisor:
         usage: Any,
     ) -> None:
         """Make the crash report of a worker that died with a token, and list it."""
-        cause, meant_for = blame_for(process.killed_for, view, signum)
-        started = view.started_ns
-        user_seconds = max(0.0, usage.ru_utime - view.user_us / 1e6)
-        system_seconds = max(0.0, usage.ru_stime - view.system_us / 1e6)
+        found = casualties(view, blame_for(process.killed_for, view, signum))
+        # CPU time is that of the process: of many attempts none could be told its share.
+        is_shared = view.n_lanes > 0
+        user_seconds = 0.0 if is_shared else max(0.0, usage.ru_utime - view.user_us / 1e6)
+        system_seconds = 0.0 if is_shared else max(0.0, usage.ru_stime - view.system_us / 1e6)
         report = messages.Report(
             incarnation=process.incarnation,
             slot=process.name,
             pid=process.pid,
-            task_id=view.task_id,
-            attempt=view.attempt,
-            token=view.token,
-            phase=view.phase,
             crash=messages.Crash(
-                cause=cause,
+                cause=(cause_of_death(process.killed_for, signum) if is_shared else found[0].cause),
                 signal=spell(signum) if signum else None,
                 exit_code=exit_code,
                 core_dumped=has_core,
-                phase=view.phase.name.lower(),
                 generation=self.slots.header.generation,
                 max_rss_bytes=usage.ru_maxrss * 1024,
                 cpu_seconds=round(user_seconds + system_seconds, 6),
                 user_seconds=round(user_seconds, 6),
                 system_seconds=round(system_seconds, 6),
-                wall_seconds=round((time.monotonic_ns() - started) / 1e9, 6) if started else 0.0,
-                meant_for_task=meant_for,
             ),
+            casualties=found,
         )
         self.reports[process.incarnation] = messages.encode(report)
         self._tell_steward(self.reports[process.incarnation])
@@ -501,14 +516,23 @@ class Supervisor:
             self.sweep_at = None
             return
         self.sweep_at = now + SWEEP_SECONDS
-        views = [view for view in self.slots.occupied() if view.phase is Phase.RUN]
+        running = [record for view in self.slots.occupied() for record in view.running]
         clock = time.monotonic_ns()
-        for view in views:
-            if 0 < view.hard_deadline_ns <= clock:
-                self._kill_attempt(view.task_id, view.token, Cause.TIMEOUT)
-        self._fence(views)
+        for record in running:
+            if 0 < record.hard_deadline_ns <= clock:
+                self._kill_attempt(record.task_id, record.token, Cause.TIMEOUT)
+        self._end_patience({(record.task_id, record.token) for record in running}, now)
+        self._fence(running)
 
-    def _fence(self, views: list[SlotView]) -> None:
+    def _end_patience(self, running: set[tuple[int, int]], now: float) -> None:
+        """Kill the attempts that were asked to stop and did not within their grace."""
+        for key, asked in list(self.asked.items()):
+            if key not in running:
+                del self.asked[key]
+            elif now >= asked.kill_at:
+                self._kill_attempt(*key, asked.cause)
+
+    def _fence(self, running: list[Record]) -> None:
         """End our own tasks before others may take them: this node could not beat in time.
 
         Here and not in the steward, which may be what is stuck. A node that is alone never does
@@ -523,22 +547,49 @@ class Supervisor:
             return
         if self.fenced_node != header.node_id:
             self.fenced_node = header.node_id
-            log.error("node.fenced", node=header.node_id, running=len(views))
-        for view in views:
-            self._kill_attempt(view.task_id, view.token, Cause.FENCED)
+            log.error("node.fenced", node=header.node_id, running=len(running))
+        for record in running:
+            self._kill_attempt(record.task_id, record.token, Cause.FENCED)
+
+    def _end_attempt(self, task_id: int, token: int, cause: Cause) -> None:
+        """End an attempt: at once, or, where it can clean up or has neighbours, ask it first."""
+        process = self._worker_of(task_id, token)
+        if process is None:
+            return
+        if cause is not Cause.CANCELLED and not self.lanes[process.index][1]:
+            self._kill_attempt(task_id, token, cause)
+            return
+        if (task_id, token) in self.asked:
+            return
+        kill_at = time.monotonic() + self.settings.node.cancel_grace
+        self.asked[task_id, token] = Asked(cause, kill_at)
+        self.slots.ask_to_stop(process.index, task_id, token)
+        log.info("attempt.asked_to_stop", task_id=task_id, cause=cause, worker=process.name)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process.pidfd, STOP_ATTEMPT)
 
     def _kill_attempt(self, task_id: int, token: int, cause: Cause) -> None:
         """Kill the worker of an attempt, if that is still what it runs."""
+        process = self._worker_of(task_id, token)
+        if process is None:
+            return
+        if process.killed_for is None:
+            # A fence is meant for all that run here.
+            process.killed_for = (
+                Reason(cause) if cause is Cause.FENCED else Reason(cause, task_id, token)
+            )
+            log.info("attempt.killed", task_id=task_id, cause=cause, worker=process.name)
+        self._kill_group(process)
+
+    def _worker_of(self, task_id: int, token: int) -> Process | None:
+        """Find the worker that runs, or reports, an attempt."""
         for process in self.processes.values():
-            if process.kind is not Kind.WORKER:
-                continue
-            view = self.slots.read(process.index)
-            if view is None or (view.task_id, view.token) != (task_id, token):
-                continue
-            if process.killed_for is None:
-                process.killed_for = Reason(cause, task_id, token)
-                log.info("attempt.killed", task_id=task_id, cause=cause, worker=process.name)
-            self._kill_group(process)
+            view = self.slots.read(process.index) if process.kind is Kind.WORKER else None
+            if view is not None and any(
+                (record.task_id, record.token) == (task_id, token) for record in view.records
+            ):
+                return process
+        return None
 
     def _signal(self, command: Signal) -> None:
         process = self.processes.get(command.incarnation)
@@ -573,6 +624,17 @@ class Supervisor:
             signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
 
 
+def lanes_of(pools: Sequence[config.PoolSettings]) -> list[tuple[int, int]]:
+    """Return for each slot its first lane and how many it has: none in process pools."""
+    lanes: list[tuple[int, int]] = []
+    first = 0
+    for pool in pools:
+        for _ in range(pool.processes):
+            lanes.append((first, pool.lanes))
+            first += pool.lanes
+    return lanes
+
+
 def _plan(settings: config.Settings) -> Plan:
     slots = tuple(
         f"{pool.name}-{number}" for pool in settings.pools for number in range(pool.processes)
@@ -589,15 +651,3 @@ def _plan(settings: config.Settings) -> Plan:
         graceful_timeout=settings.node.graceful_timeout,
         spawn_timeout=settings.node.spawn_timeout,
     )
-
-
-def blame_for(
-    killed_for: Reason | None, view: SlotView, signum: int | None
-) -> tuple[Cause, int | None]:
-    """Say what a worker died of, and for which task a kill was meant that hit another."""
-    if killed_for is not None and signum == signal.SIGKILL:
-        meant_for = (killed_for.task_id, killed_for.token)
-        if killed_for.task_id and meant_for != (view.task_id, view.token):
-            return Cause.BYSTANDER, killed_for.task_id
-        return killed_for.cause, None
-    return (Cause.CRASH if signum is not None else Cause.EXIT), None

@@ -31,6 +31,20 @@ def finish(session: Session, ends: Sequence[tuple[Claim, Outcome]]) -> list[Answ
     return answers
 
 
+def finish_within(session: Session, claim: Claim, outcome: Outcome) -> Answer:
+    """Record one success in the transaction that the session is in; the caller commits it.
+
+    Raises:
+        PayloadError: the database refuses the result; the transaction has failed.
+        DatabaseUnavailable: the connection is gone, and the transaction with it.
+    """
+    answer = _finish(session, [(claim, outcome)])[0]
+    if answer is Answer.RECORDED:
+        for request in outcome.enqueues:
+            enqueue_from_outcome(session, request)
+    return answer
+
+
 def _finish(session: Session, ends: Sequence[tuple[Claim, Outcome]]) -> list[Answer]:
     rows = session.all(
         "finish",

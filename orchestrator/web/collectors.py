@@ -29,7 +29,7 @@ def collect(status: Status, run_directory: Path) -> Derived:
     header = status.slots.header
     views = status.slots.wanted()
     derived: dict[str, Samples] = {
-        **_of_workers(views, [pool.name for pool in status.settings.pools]),
+        **_of_workers(views, {pool.name: pool.concurrency for pool in status.settings.pools}),
         "leader_status": [((status.name,), float(header.is_leader))],
         "orchestrator_database_session": [((), float(header.is_session_ok))],
         "orchestrator_build_info": [((status.version,), 1.0)],
@@ -41,16 +41,22 @@ def collect(status: Status, run_directory: Path) -> Derived:
     return derived
 
 
-def _of_workers(views: list[SlotView], pools: list[str]) -> dict[str, Samples]:
+def _of_workers(views: list[SlotView], concurrency: dict[str, int]) -> dict[str, Samples]:
     # A pool without a slot is exported all the same: absence is harder to alert on than 0.
-    pools = list(dict.fromkeys([*pools, *(view.pool for view in views)]))
-    ready = Counter(view.pool for view in views if view.is_ready)
-    busy = Counter(view.pool for view in views if view.is_ready and view.is_busy)
+    pools = list(dict.fromkeys([*concurrency, *(view.pool for view in views)]))
+    capacity: Counter[str] = Counter()
+    busy: Counter[str] = Counter()
+    for view in views:
+        if view.is_ready:
+            capacity[view.pool] += concurrency.get(view.pool, 1)
+            busy[view.pool] += view.n_busy
     states = Counter((view.pool, state_of(view)) for view in views)
     return {
         "tasks_running": [((), float(busy.total()))],
         "worker_pool_utilization": [
-            ((pool,), busy[pool] / ready[pool] if ready[pool] else 0.0) for pool in pools
+            # Those that are being reported come on top of an async pool's concurrency.
+            ((pool,), min(1.0, busy[pool] / capacity[pool]) if capacity[pool] else 0.0)
+            for pool in pools
         ],
         "orchestrator_workers": [
             ((pool, state), float(states[pool, state])) for pool in pools for state in STATES

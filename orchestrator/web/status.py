@@ -33,7 +33,10 @@ def state_of(view: SlotView) -> str:
     """Return the word for what a slot's worker does: one of `STATES`."""
     if not view.incarnation:
         return "down"
-    return _STATES[view.phase] if view.is_ready else "starting"
+    if not view.is_ready:
+        return "starting"
+    # With lanes, the worker's own record tells only whether it looks for more.
+    return "running" if view.lanes else _STATES[view.phase]
 
 
 class Status:
@@ -88,7 +91,8 @@ class Status:
         """Return the node as JSON: status and reasons, node, database, leader, workers.
 
         Workers come in the order of their slots. `seconds` is how long the worker has been running
-        its task, starting, or down; None when it is idle. Times are in seconds.
+        its task, starting, or down; None when it is idle. A worker of an async pool tells how many
+        tasks it is `running` at once, and names none. Times are in seconds.
         """
         header = self.slots.header
         reasons = self.reasons()
@@ -121,6 +125,7 @@ class Status:
             "pid": view.pid or None,
             "state": state,
             "task": view.task_id or None,
+            **({"running": view.n_busy} if view.n_lanes else {}),
             "seconds": round(self._seconds_since(since_ns), 3) if since_ns else None,
         }
 

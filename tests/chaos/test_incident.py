@@ -56,7 +56,7 @@ def node(dsn: str, tmp_path: Path) -> Iterator[Node]:
     modules = tmp_path / "modules"
     modules.mkdir()
     (modules / "incident.py").write_text(BROKEN)
-    node = Node(dsn, tmp_path / "node", paths=(modules,), handlers=("incident",))
+    node = Node(dsn, tmp_path / "node", path=modules, handlers=("incident",))
     yield node
     node.kill_everything()
 

@@ -571,7 +571,7 @@ def test_running_lists_the_rows_of_one_node_and_one_claim(session: Session, node
     take(session, node, token=2)
 
     assert [row.id for row in running(session, node=node)] == [first, second]
-    assert [row.id for row in running(session, node=node, token=2)] == [second]
+    assert [row.id for row in running(session, node=node, tokens=[2])] == [second]
     assert running(session, node=node + 1) == []
 
 

@@ -14,10 +14,11 @@ import psycopg2.extras
 import pytest
 
 from orchestrator import Client, DatabaseUnavailable, PayloadError, State
-from orchestrator.db.connection import Session, connect
+from orchestrator.db.connection import Session
 from orchestrator.errors import ConfigError, SchemaError
-from orchestrator.store.doorbell import hold_sleep_lock, listen
+from orchestrator.store.doorbell import listen
 from tests.conftest import RunningServer
+from tests.doorbell import n_rings, sleeping
 from tests.proxy import Proxy, proxied
 from tests.server import FAST, IMMEDIATE, own_server
 from tests.sql import count, rows, value
@@ -314,48 +315,33 @@ def test_oversized_payload_does_not_break_the_callers_transaction(dsn: str) -> N
     connection.close()
 
 
-def test_something_else_than_a_connection_is_refused_with_the_way() -> None:
-    with pytest.raises(TypeError, match="driver_connection"):
-        Client().enqueue("a", conn=object())
-
-
 # -- the doorbell
 
 
 @pytest.fixture
 def sleeper(dsn: str) -> Iterator[Session]:
-    """A steward whose workers are all idle."""
-    session = connect(dsn, schema="orchestrator", application_name="tests")
-    listen(session)
-    hold_sleep_lock(session)
-    yield session
-    session.close()
-
-
-def has_been_rung(session: Session) -> bool:
-    session.connection.poll()
-    rung = bool(session.connection.notifies)
-    session.connection.notifies.clear()
-    return rung
+    """Give a steward whose workers are all idle."""
+    with sleeping(dsn) as session:
+        yield session
 
 
 def test_enqueue_rings_for_what_can_run_now_and_only_after_its_own_commit(
     client: Client, sleeper: Session, dsn: str
 ) -> None:
     client.enqueue("a")
-    assert eventually(lambda: has_been_rung(sleeper))
+    assert eventually(lambda: n_rings(sleeper))
 
     with psycopg2.connect(dsn) as connection:
         client.enqueue("a", conn=connection)
     client.enqueue("a", delay="1h")
-    never(lambda: has_been_rung(sleeper), during=0.2)
+    never(lambda: n_rings(sleeper), during=0.2)
     client.enqueue("a", idempotency_key="k")
-    assert eventually(lambda: has_been_rung(sleeper))
+    assert eventually(lambda: n_rings(sleeper))
     client.enqueue("a", idempotency_key="k")
-    never(lambda: has_been_rung(sleeper), during=0.2)
+    never(lambda: n_rings(sleeper), during=0.2)
 
     assert client.ring()
-    assert eventually(lambda: has_been_rung(sleeper))
+    assert eventually(lambda: n_rings(sleeper))
 
 
 def test_nobody_is_notified_where_nobody_sleeps(client: Client, session: Session) -> None:
@@ -364,7 +350,7 @@ def test_nobody_is_notified_where_nobody_sleeps(client: Client, session: Session
     client.enqueue("a")
 
     assert not client.ring()
-    assert not has_been_rung(session)
+    assert not n_rings(session)
 
 
 def test_threads_are_not_held_up_by_one_that_waits_for_a_key(dsn: str, client: Client) -> None:

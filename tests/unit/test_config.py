@@ -380,7 +380,16 @@ def test_wrong_brackets_are_answered_with_the_right_ones(
         "[[pool]]\nqueues = []",
         '[[pool]]\nqueues = ["*", "mail"]',
         '[[pool]]\nqueues = ["has space"]',
-        '[[pool]]\nmode = "async"',
+        "[[pool]]\nqueues = {}",
+        "[[pool]]\nqueues = { mail = 0 }",
+        "[[pool]]\nqueues = { mail = 1001 }",
+        "[[pool]]\nqueues = { mail = 1.5 }",
+        "[[pool]]\nqueues = { mail = true }",
+        '[[pool]]\nqueues = { "has space" = 1 }',
+        '[[pool]]\nqueues = "mail"',
+        '[[pool]]\nmode = "thread"',
+        "[[pool]]\nconcurrency = 0",
+        "[[pool]]\nconcurrency = 1001",
         "[[pool]]\ntimeout = 0",
         '[web]\nbind = "9090"',
         '[web]\nbind = "localhost"',
@@ -499,6 +508,75 @@ def test_processes_of_all_pools_fit_the_slots(write: Write) -> None:
     assert load(write(pools.format(100))).pools[1].processes == 100
 
 
+def test_list_of_queues_is_an_order_without_weights(write: Write) -> None:
+    pool = load(write('[[pool]]\nqueues = ["b", "a", "*"]\n')).pools[0]
+
+    assert (pool.queues, pool.weights) == (("b", "a", "*"), ())
+
+
+def test_table_of_queues_gives_each_its_weight(write: Write) -> None:
+    pool = load(write('[[pool]]\nqueues = { "*" = 1, "mail:bulk" = 3 }\n')).pools[0]
+
+    assert (pool.queues, pool.weights) == (("*", "mail:bulk"), (1, 3))
+
+
+def test_weights_of_the_environment_replace_the_order_of_the_file(write: Write) -> None:
+    path = write('[[pool]]\nqueues = ["a", "b"]\n')
+
+    pool = load(path, ORCHESTRATOR__POOL__DEFAULT__QUEUES="a=3, b = 1,*=2").pools[0]
+
+    assert (pool.queues, pool.weights) == (("a", "b", "*"), (3, 1, 2))
+
+
+def test_order_of_the_environment_replaces_the_weights_of_the_file(write: Write) -> None:
+    path = write("[[pool]]\nqueues = { a = 3, b = 1 }\n")
+
+    pool = load(path, ORCHESTRATOR__POOL__DEFAULT__QUEUES="b,a").pools[0]
+
+    assert (pool.queues, pool.weights) == (("b", "a"), ())
+
+
+@pytest.mark.parametrize("text", ["a=3,b", "a=3,a=1", "a=x", "=3", "a=3=4"])
+def test_weights_that_are_none_are_refused(elsewhere: Path, text: str) -> None:
+    message = errors_of(ORCHESTRATOR__POOL__DEFAULT__QUEUES=text)
+
+    assert message.startswith("environment variable ORCHESTRATOR__POOL__DEFAULT__QUEUES = ")
+
+
+def test_weights_are_no_key_of_their_own(write: Write) -> None:
+    assert "is no key of this section" in errors_of(write("[[pool]]\nweights = [1]\n"))
+
+
+def test_process_runs_one_task_and_an_async_one_a_hundred(write: Write) -> None:
+    modes = '[[pool]]\nname = "a"\n[[pool]]\nname = "b"\nmode = "async"\n'
+    given = '[[pool]]\nname = "c"\nmode = "async"\nconcurrency = 7\n'
+
+    settings = load(write(modes + given))
+
+    assert [pool.concurrency for pool in settings.pools] == [1, 100, 7]
+
+
+def test_concurrency_is_refused_where_a_process_runs_one_task(write: Write) -> None:
+    path = write("[[pool]]\nconcurrency = 5\n")
+
+    assert errors_of(path) == (
+        f'{path}:2: [[pool]] concurrency of pool "default" must not be given with mode = "process",'
+        " which runs one task per process: remove it and raise processes, or set mode = "
+        '"async"'
+    )
+
+
+def test_tasks_that_run_at_once_in_async_pools_are_bounded_together(write: Write) -> None:
+    pools = (
+        '[[pool]]\nname = "a"\nmode = "async"\nprocesses = 10\nconcurrency = 1000\n'
+        '[[pool]]\nname = "b"\nmode = "async"\nprocesses = {}\nconcurrency = 1000\n'
+        '[[pool]]\nname = "c"\nprocesses = 100\n'
+    )
+
+    assert "= 21000 must be at most 20000 together" in errors_of(write(pools.format(11)))
+    assert load(write(pools.format(10))).pools[1].concurrency == 1000
+
+
 def test_pool_names_are_unique(write: Write) -> None:
     path = write("[[pool]]\nprocesses = 1\n[[pool]]\nprocesses = 1\n")
 
@@ -536,7 +614,8 @@ def test_broken_value_is_not_reported_twice_by_a_rule_it_is_part_of(write: Write
 def test_settings_reach_a_child_unchanged(write: Write) -> None:
     path = write(
         '[[pool]]\nname = "a"\n[[pool]]\nname = "b"\ntimeout = "none"\n'
-        '[[pool]]\nname = "c"\ntimeout = "1m"\n[defaults]\ntimeout = "none"\n'
+        '[[pool]]\nname = "c"\ntimeout = "1m"\nmode = "async"\nconcurrency = 5\n'
+        'queues = { a = 2, "*" = 1 }\n[defaults]\ntimeout = "none"\n'
     )
     settings = load(path, DATABASE_URL="postgresql://h/db")
 

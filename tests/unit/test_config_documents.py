@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 
-from orchestrator import config
+from orchestrator import config, config_text
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf/orchestrator.toml"
 PAGE = ROOT / "docs/configuration.md"
 
 KEYS = [
-    (section, key)
-    for section, struct in config.SECTIONS.items()
-    for key in struct.__struct_fields__
+    (section, key) for section, struct in config.SECTIONS.items() for key in config.rules(struct)
 ]
 
 
 def default_of(section: str, key: str) -> Any:
+    if key == "concurrency":
+        # Only async pools have a choice.
+        return config.PoolSettings(mode="async").concurrency
     return getattr(config.SECTIONS[section](), key)
 
 
@@ -80,7 +81,8 @@ def test_file_states_the_default_of_each_key(section: str, key: str) -> None:
 def test_file_sets_each_key_to_its_default(section: str, key: str) -> None:
     _, commented_out, value = conf_entry(section, key)
 
-    assert bool(commented_out) == is_unset(section, key)
+    # Beside the default mode, concurrency must not be given.
+    assert bool(commented_out) == (is_unset(section, key) or key == "concurrency")
     if (section, key) == ("pool", "processes"):
         assert value == '"auto"'
     elif not commented_out:
@@ -146,3 +148,18 @@ def test_session_on_the_page_is_what_is_really_printed(tmp_path: Path) -> None:
     printed = "orchestratord: " + str(caught.value).replace(str(bad), "bad.toml")
 
     assert session.split("\n", 2)[2].strip() == printed
+
+
+def test_printed_settings_on_the_page_are_what_is_really_printed(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "orchestrator.toml").touch()
+    secret = '[database]\nurl = "postgresql://app:secret@db/app"\n'
+    (tmp_path / "conf.d/database.toml").write_text(secret)
+    settings = config.load(str(tmp_path / "orchestrator.toml"), environ={"WORKER_POOL_SIZE": "4"})
+    shown = PAGE.read_text(encoding="utf-8").partition("--print-config\n")[2].partition("```")[0]
+
+    printed = config_text.write(settings).replace(str(tmp_path), "/srv/app")
+
+    for passage in shown.split("...\n"):
+        # Columns are as wide as the longest path.
+        assert "".join(passage.split()) in "".join(printed.split())

@@ -19,16 +19,19 @@ LAYERS = [
     # values, no I/O
     "errors outcome options retry durations task payload tasktype enqueueing failure",
     # machinery: of the process, then of the database, whose settings come from config
-    "config config_rules cpus logs metrics slots",
+    "config config_files config_reader config_rules config_text cpus logs metrics slots",
     "db",
     # one function = one transaction
     "store",
     # what users import, and what the processes run
-    "client mux context loading runner meter testing duties web",
+    "client async_client verbs batch mux context interrupts loading runner meter duties web",
     # handlers of our own, which use nothing that users could not
-    "builtin",
+    "builtin contrib",
     "processes",
     "cli",
+    # what users test with: over all that it runs
+    "testing",
+    "pytest_plugin",
 ]
 
 # What a supervisor must never load, however indirectly: it has to survive what they cannot.

@@ -33,3 +33,16 @@ def test_every_sql_file_is_shipped(folder: str, package: str) -> None:
     missing = set((CHECKOUT / folder).rglob("*.sql")) - shipped
 
     assert not missing, f"[options.package_data] {package} lacks {sorted(missing)}"
+
+
+def test_pytest_finds_the_plugin_of_the_installed_package() -> None:
+    plugins = SETUP["options.entry_points"]["pytest11"].strip()
+
+    name, _, module = plugins.partition(" = ")
+    assert name == "orchestrator"
+    assert (CHECKOUT / module.replace(".", "/")).with_suffix(".py").is_file()
+
+
+def test_mark_of_a_typed_package_is_shipped() -> None:
+    assert (CHECKOUT / "orchestrator/py.typed").is_file()
+    assert "py.typed" in SETUP["options.package_data"]["orchestrator"].split()

@@ -28,6 +28,7 @@ from orchestrator.errors import (
     Snooze,
     SoftTimeout,
 )
+from orchestrator.interrupts import Interrupts
 from orchestrator.mux import Handler, Mux
 from orchestrator.options import Policy
 from orchestrator.outcome import Budget, Ending, Outcome
@@ -649,3 +650,21 @@ def test_delays_are_drawn_anew_for_each_attempt() -> None:
 
     assert len(delays) == 20
     assert all(0 <= delay <= 5 for delay in delays)
+
+
+def test_generator_exit_of_a_coroutine_beside_others_is_a_failure_like_any_other() -> None:
+    async def handler(ctx: Context[Any], payload: Any) -> None:
+        raise GeneratorExit
+
+    async def worker(runner: Runner) -> Outcome:
+        # One coroutine round it, as in a worker: such a one was closed and never heard of the end.
+        return await runner.run_beside(claim(), Interrupts())
+
+    mux = Mux()
+    mux.handle("a", handler)
+    with Runner(mux, defaults=DEFAULTS) as runner:
+        outcome = asyncio.run(worker(runner))
+
+    assert outcome.ending is Ending.FAILED
+    assert outcome.failure is not None
+    assert outcome.failure.type == "GeneratorExit"

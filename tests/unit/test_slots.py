@@ -133,3 +133,101 @@ def test_reader_beside_a_busy_writer_never_sees_a_mixed_record(slots: Slots) -> 
 
     seen = [view for view in views if view is not None]
     assert all(view.token == view.task_id == view.attempt for view in seen)
+
+
+# -- lanes
+
+
+@pytest.fixture
+def crowd() -> Slots:
+    slots = Slots.create(n_lanes=5)
+    slots.lease(0, "io-0", 7, first_lane=0, n_lanes=3)
+    slots.lease(1, "io-1", 8, first_lane=3, n_lanes=2)
+    return slots
+
+
+def test_each_lane_has_a_record_of_its_own(crowd: Slots) -> None:
+    first, _, third = crowd.writer(0).lanes()
+
+    first.publish(Phase.RUN, token=5, task_id=6, attempt=1)
+    third.publish(Phase.REPORT, token=5, task_id=8, attempt=2)
+
+    view = crowd.read(0)
+    assert view is not None
+    assert [(lane.phase, lane.task_id) for lane in view.lanes] == [
+        (Phase.RUN, 6), (Phase.REPORT, 8),
+    ]  # fmt: skip
+    assert [record.task_id for record in view.running] == [6]
+    assert view.n_busy == 2
+
+
+def test_lanes_of_one_slot_are_not_those_of_another(crowd: Slots) -> None:
+    for lane in crowd.writer(1).lanes():
+        lane.publish(Phase.RUN, token=1, task_id=2)
+
+    assert crowd.read(0).lanes == ()  # type: ignore[union-attr]
+    assert len(crowd.read(1).lanes) == 2  # type: ignore[union-attr]
+
+
+def test_token_of_a_claim_under_way_and_those_of_the_lanes_are_all_seen(crowd: Slots) -> None:
+    writer = crowd.writer(0)
+    writer.lanes()[0].publish(Phase.RUN, token=5, task_id=6)
+
+    writer.publish(Phase.CLAIM, token=9)
+
+    view = crowd.read(0)
+    assert view is not None
+    assert [record.token for record in view.records] == [9, 5]
+
+
+def test_cleared_slot_has_no_attempt_in_its_lanes(crowd: Slots) -> None:
+    crowd.writer(0).lanes()[1].publish(Phase.RUN, token=5, task_id=6)
+    crowd.writer(1).lanes()[1].publish(Phase.RUN, token=7, task_id=8)
+
+    crowd.clear(0)
+
+    assert [view.name for view in crowd.occupied()] == ["io-1"]
+    assert crowd.read(0).records == []  # type: ignore[union-attr]
+    assert [record.task_id for record in crowd.read(1).records] == [8]  # type: ignore[union-attr]
+
+
+def test_any_busy_sees_an_attempt_in_a_lane(crowd: Slots) -> None:
+    crowd.writer(0).publish(Phase.IDLE)
+    idle = crowd.any_busy()
+
+    crowd.writer(1).lanes()[1].publish(Phase.RUN, token=5, task_id=6)
+
+    assert (idle, crowd.any_busy()) == (False, True)
+
+
+# -- asking an attempt to stop
+
+
+def test_attempt_is_asked_to_stop_by_task_and_token(slots: Slots) -> None:
+    writer = slots.writer(0)
+    writer.publish(Phase.RUN, token=5, task_id=6)
+
+    slots.ask_to_stop(0, 6, 5)
+
+    assert writer.is_asked_to_stop(6, 5)
+    assert not writer.is_asked_to_stop(6, 4)
+    assert not writer.is_asked_to_stop(7, 5)
+
+
+def test_attempt_that_a_slot_does_not_run_is_not_asked(slots: Slots) -> None:
+    writer = slots.writer(0)
+    writer.publish(Phase.RUN, token=5, task_id=6)
+
+    slots.ask_to_stop(0, 6, 4)
+
+    assert not writer.is_asked_to_stop(6, 4)
+
+
+def test_only_the_lane_of_the_attempt_is_asked(crowd: Slots) -> None:
+    lanes = crowd.writer(0).lanes()
+    for number, lane in enumerate(lanes, 1):
+        lane.publish(Phase.RUN, token=5, task_id=number)
+
+    crowd.ask_to_stop(0, 2, 5)
+
+    assert [lane.is_asked_to_stop(n, 5) for n, lane in enumerate(lanes, 1)] == [False, True, False]

@@ -22,7 +22,7 @@ from (
       and (%(error)s::text is null or (
           s.state <> 'succeeded' and (s.attempt > 0 or s.reason is not null)
           and strpos(lower(coalesce(nullif(concat_ws(': ', a.error_type, nullif(a.error_message, '')),
-                                           ''), s.reason)), lower(%(error)s)) > 0))
+                                           ''), s.reason)), lower(%(error)s::text)) > 0))
     order by t.id
     limit %(limit)s
 ) chosen

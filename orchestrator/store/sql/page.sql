@@ -72,7 +72,7 @@ with body as not materialized (
                 (s.attempt > 0 or s.reason is not null) and strpos(lower(coalesce(
                     (select nullif(concat_ws(': ', a.error_type, nullif(a.error_message, '')), '')
                      from {schema}.attempt a where a.id = s.id and a.attempt = s.attempt),
-                    s.reason)), lower(%(error)s)) > 0))
+                    s.reason)), lower(%(error)s::text)) > 0))
                 offset 0)))
      order by t.id desc limit %(limit)s)
     union all
@@ -108,7 +108,7 @@ with body as not materialized (
            (s.attempt > 0 or s.reason is not null) and strpos(lower(coalesce(
                (select nullif(concat_ws(': ', a.error_type, nullif(a.error_message, '')), '')
                 from {schema}.attempt a where a.id = s.id and a.attempt = s.attempt),
-               s.reason)), lower(%(error)s)) > 0)
+               s.reason)), lower(%(error)s::text)) > 0)
        then not %(by_body_too)s or exists (
            select from {schema}.task t
            where t.id = s.id

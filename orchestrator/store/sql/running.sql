@@ -4,5 +4,5 @@ select r.id, r.token, r.attempt, t.name as type, r.failures, r.crashes, r.losses
 from {schema}.running r
 join {schema}.type t on t.id = r.type
 join {schema}.task b on b.id = r.id
-where r.node = %(node)s and (%(token)s is null or r.token = %(token)s)
+where r.node = %(node)s and (%(tokens)s::bigint[] is null or r.token = any (%(tokens)s))
 order by r.id
