@@ -39,7 +39,7 @@ from orchestrator.processes import progress
 from orchestrator.processes.claimant import Claimant
 from orchestrator.processes.identity import PASSED_SIGNALS, Place
 from orchestrator.processes.messages import Spawn
-from orchestrator.processes.signals import STOP_ATTEMPT
+from orchestrator.processes.signals import STOP_ATTEMPT, end_at_latest
 from orchestrator.runner import Runner, refused
 from orchestrator.slots import Phase, RecordWriter
 from orchestrator.store.finish import finish
@@ -140,6 +140,9 @@ class AsyncWorker:
         finally:
             self.loop.remove_reader(self.claimant.inbox)
             self.slot.publish(Phase.IDLE)
+            if self.is_spent:
+                # asyncio waits for what its tasks have left behind, threads above all.
+                end_at_latest(self.kill_after)
 
     # -- the desk
 

@@ -37,7 +37,7 @@ from orchestrator.processes.identity import Place
 from orchestrator.processes.messages import Spawn
 from orchestrator.processes.progress import ProgressOfOne
 from orchestrator.processes.sessions import open_session
-from orchestrator.processes.signals import STOP_ATTEMPT
+from orchestrator.processes.signals import STOP_ATTEMPT, end_at_latest
 from orchestrator.runner import Runner, refused, undone
 from orchestrator.slots import Phase
 from orchestrator.store.effects import Effects, EffectsConnection, effects_were_committed
@@ -99,6 +99,8 @@ class ProcessWorker:
                 for claimed in claims:
                     self._run(claimed)
             self.slot.publish(Phase.IDLE)
+            if self.is_spent:
+                end_at_latest(self.claimant.settings.node.cancel_grace)
         self.effects.close()
         self.claimant.disconnect()
         return 0
@@ -121,11 +123,12 @@ class ProcessWorker:
         # After an empty or refused claim, and after a report when no claim may follow: only who
         # is seen to be idle is woken.
         self.slot.publish(Phase.IDLE)
+        # The supervisor may have gone to sleep meanwhile: the next task rings for it.
+        self.was_idle = True
         if self.claimant.session is None and self.claimant.backoff.tries:
             # The database is away: try again soon, a byte could not come.
             select.select([self.claimant.inbox], [], [], self.claimant.backoff.next())
             return
-        self.was_idle = True
         self.claimant.ring_idle()
         self.claimant.waiting.poll()
         self.claimant.take_byte()
