@@ -4,7 +4,7 @@
 -- out, and what must not be turned into a join of whole tables is a condition with `offset 0`.
 with body as not materialized (
     -- Every task, or those that succeeded: too many to look at one by one.
-    select t.id, t.type, t.queue, t.tags
+    select t.id, t.type, t.queue
     from {schema}.task t
     left join {schema}.outcome o on o.id = t.id and o.state = 'succeeded'
     where %(by_body)s
@@ -32,11 +32,18 @@ with body as not materialized (
     select t.id from {schema}.task t
     where t.tags @> array[%(tag)s::text] and t.tags <> '{}' limit 5001
 ), newest as materialized (
-    select b.id
-    from (select * from body where id >= %(low)s and id < %(high)s order by id desc limit 100000) b
-    where b.tags @> array[%(tag)s::text] and (select count(*) from tagged) > 5000
-      and (not %(by_kind)s or (b.type = any (%(types)s::int[]) and b.queue = any (%(queues)s::int[])))
-    order by b.id desc limit %(limit)s
+    select n.id
+    from (select t.id, t.type, t.queue, t.tags, t.created_at from {schema}.task t
+          where t.id >= %(low)s and t.id < %(high)s
+            and (%(any_state)s or t.id <= (select max(o.id) from {schema}.outcome o))
+          order by t.id desc limit 100000) n
+    where %(by_body)s and n.tags @> array[%(tag)s::text] and (select count(*) from tagged) > 5000
+      and (not %(by_kind)s or (n.type = any (%(types)s::int[]) and n.queue = any (%(queues)s::int[])))
+      and (%(created_from)s::timestamptz is null or n.created_at >= %(created_from)s)
+      and (%(created_before)s::timestamptz is null or n.created_at < %(created_before)s)
+      and (%(any_state)s or exists (select from {schema}.outcome o
+                                    where o.id = n.id and o.state = 'succeeded' offset 0))
+    order by n.id desc limit %(limit)s
 ), chosen as (
     (select b.id from body b
      where %(tag)s::text is null and not %(by_kind)s and b.id >= %(low)s and b.id < %(high)s
