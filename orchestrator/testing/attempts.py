@@ -173,10 +173,11 @@ def run(
     and `async def` alike; then the runner decides what follows. `attempt` is the number of this
     run, and unless `failures` says otherwise all before it have failed. `queue` to `timeout` are
     what the enqueuer could have said, `defaults` what `[defaults]` would. `state`, where given, is
-    `ctx.state` and no lifespan is run. `stopping` and `cancelled` are what the handler sees.
-    `connection` is a psycopg2 connection for `ctx.connection()`: what a handler wrote that did not
-    succeed is rolled back to where it began, and the rest is left to the test. `ctx.wait` and
-    `ctx.sleep` take no time.
+    `ctx.state` and no lifespan is run. `stopping` is what the handler sees. `cancelled` is asked
+    before it begins, by `ctx.cancelled`, and in `ctx.wait` and `ctx.sleep`, which raise `Cancelled`
+    where it is true, as in a worker any line may. `connection` is a psycopg2 connection for
+    `ctx.connection()`: what a handler wrote that did not succeed is rolled back to where it began,
+    and the rest is left to the test. `ctx.wait` and `ctx.sleep` take no time.
 
     Raises:
         ConfigError: the mux has faults, or serves no such type.
@@ -227,6 +228,7 @@ def run(
             defaults=defaults,
             progress=lambda _, one: said.append(one),
             connect=None if lent is None else lambda _: lent.begin(),
+            interrupted=claimed,
         ) as made:
             return made.run(claimed)
 
@@ -245,20 +247,36 @@ def runner(
     defaults: Policy | None = None,
     progress: Callable[[Claim, Said], None],
     connect: Callable[[Claim], Any] | None,
+    interrupted: Claim | None = None,
 ) -> Runner:
-    """Make a runner as a worker has it, whose handlers do not sleep in `ctx.wait`."""
+    """Make a runner as a worker has it, whose handlers do not sleep in `ctx.wait`.
+
+    There, `interrupted` meets its `Cancelled`, once `cancelled` is true.
+    """
     is_cancelled = _asked(cancelled)
-    return Runner(
+
+    def wake(seconds: float) -> bool:
+        if interrupted is not None:
+            made.stop(interrupted)
+        return False
+
+    async def nap(seconds: float) -> bool:
+        wake(seconds)
+        await asyncio.sleep(0)
+        return False
+
+    made = Runner(
         mux,
         defaults=Policy() if defaults is None else defaults,
         state=state,
         stopping=_asked(stopping),
-        wake=_recording([]),
-        nap=_recording_nap([]),
+        wake=wake,
+        nap=nap,
         cancelled=lambda _: is_cancelled(),
         progress=progress,
         connect=connect,
     )
+    return made
 
 
 def reported(
