@@ -15,12 +15,12 @@ from typing import Any, NoReturn, TypeVar
 
 from orchestrator import logs
 from orchestrator.context import Context, Said
-from orchestrator.enqueueing import normalise
+from orchestrator.enqueueing import encode_payload, normalise
 from orchestrator.errors import ConfigError
 from orchestrator.mux import Mux
 from orchestrator.options import Policy
 from orchestrator.outcome import Budget, Ending, Outcome
-from orchestrator.payload import decode, encode, fits
+from orchestrator.payload import decode
 from orchestrator.runner import Runner
 from orchestrator.task import Claim, State, Task
 from orchestrator.tasktype import TaskType
@@ -192,9 +192,7 @@ def run(
         max_attempts=max_attempts,
         timeout=timeout,
     )
-    body = encode(payload)
-    if isinstance(type, TaskType) and not fits(payload, type.payload):
-        decode(body, type.payload)
+    body = encode_payload(type, payload)
     if mux.resolve(options.type) is None:
         raise ConfigError(
             f"run(mux, {options.type!r}): the mux serves no such type, only "
@@ -363,9 +361,7 @@ def away_from_loops(function: Callable[[], T]) -> T:
 
     A worker has a loop of its own, and there can be one per thread.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _is_on_a_loop():
         return function()
     ended: list[T] = []
     raised: list[BaseException] = []
@@ -382,6 +378,14 @@ def away_from_loops(function: Callable[[], T]) -> T:
     if raised:
         raise raised[0]
     return ended[0]
+
+
+def _is_on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _asked(told: Told) -> Callable[[], bool]:
