@@ -7,7 +7,8 @@ with fsync on. WORD runs only the commands with this word in them. Exit code 1 i
 one is above 300 ms.
 
 `--version`, which asks no database, is run before each command that is timed. While it takes a
-quarter longer than it can, somebody else has the machine, and the command waits, a minute at most.
+quarter longer than it can, somebody else has the machine, and the command waits for a minute at
+most.
 """
 
 from __future__ import annotations

@@ -65,6 +65,27 @@ async def alone(ctx: Context[Any], payload: dict[str, Any]) -> list[str]:
     return []
 
 
+@mux.handler("io:mixed")
+async def mixed(ctx: Context[Any], payload: dict[str, Any]) -> None:
+    """Write down when it begins and ends, and whether it was told to stop."""
+    _record(payload["ledger"], f"start {_run(ctx)}")
+    try:
+        await asyncio.sleep(payload["seconds"])
+    except asyncio.CancelledError:
+        _record(payload["ledger"], f"stop {_run(ctx)}")
+        raise
+    _record(payload["ledger"], f"end {_run(ctx)}")
+
+
+@mux.handler("io:leftovers")
+async def leftovers(ctx: Context[Any], payload: dict[str, Any]) -> int:
+    """Die at the first attempt; leave a thread behind that nobody can stop at the second."""
+    if ctx.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)
+    return os.getpid()
+
+
 @mux.handler("io:misuse")
 async def misuse(ctx: Context[Any], payload: dict[str, Any]) -> dict[str, str]:
     """Try what an async pool must refuse; return what it said."""
@@ -128,6 +149,23 @@ def cancel_swallow(ctx: Context[Any], payload: dict[str, Any]) -> None:
             continue
 
 
+class Closing:
+    """Says when it goes, and takes its time: Python swallows what is raised meanwhile."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def __del__(self) -> None:
+        self.path.write_text("closing")
+        time.sleep(600)
+
+
+@mux.handler("cancel:finalizer")
+def cancel_finalizer(ctx: Context[Any], payload: dict[str, Any]) -> None:
+    Closing(payload["file"])
+    ctx.wait(600)
+
+
 @mux.handler("cancel:shielded")
 def cancel_shielded(ctx: Context[Any], payload: dict[str, Any]) -> None:
     steps = Path(payload["file"])
@@ -152,6 +190,10 @@ def cancel_finish(ctx: Context[Any], payload: dict[str, Any]) -> str:
 @mux.handler("cancel:async")
 async def cancel_async(ctx: Context[Any], payload: dict[str, Any]) -> None:
     await asyncio.sleep(600)
+
+
+def _run(ctx: Context[Any]) -> str:
+    return f"{ctx.task_id} {ctx.attempt} {os.getpid()} {time.monotonic_ns()}"
 
 
 def _record(path: str, line: str) -> None:

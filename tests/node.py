@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import tomllib
 import urllib.error
@@ -160,6 +161,25 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return state not in ("Z", "X")
+
+
+def kill_child(parent: int, pid: int) -> bool:
+    """Kill a process, if it is (still) a living child of `parent`."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # The descriptor holds on to one process: what it is now, it is when the signal comes.
+        state, parent_now = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        if int(parent_now) != parent or state == "Z":
+            return False
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        return True
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    finally:
+        os.close(pidfd)
 
 
 def zombies_of(pid: int) -> list[int]:

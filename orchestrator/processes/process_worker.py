@@ -20,6 +20,8 @@ import resource
 import secrets
 import select
 import signal
+import sys
+import threading
 import time
 from types import FrameType
 
@@ -35,12 +37,15 @@ from orchestrator.processes.identity import Place
 from orchestrator.processes.messages import Spawn
 from orchestrator.processes.progress import ProgressOfOne
 from orchestrator.processes.sessions import open_session
-from orchestrator.processes.signals import STOP_ATTEMPT
+from orchestrator.processes.signals import STOP_ATTEMPT, end_at_latest
 from orchestrator.runner import Runner, refused, undone
 from orchestrator.slots import Phase
 from orchestrator.store.effects import Effects, EffectsConnection, effects_were_committed
 from orchestrator.store.record import record
 from orchestrator.task import Claim
+
+# Until an interruption that Python has swallowed is tried once more.
+AGAIN_SECONDS = 0.05
 
 log = logs.get("worker")
 
@@ -70,6 +75,7 @@ class ProcessWorker:
         self.is_spent = False
         signal.signal(STOP_ATTEMPT, self._on_stop_attempt)
         signal.siginterrupt(STOP_ATTEMPT, False)
+        sys.unraisablehook = self._on_swallowed
 
     def wait(self, seconds: float) -> bool:
         """Sleep for a handler; end early, with True, when the worker is told to stop."""
@@ -93,6 +99,8 @@ class ProcessWorker:
                 for claimed in claims:
                     self._run(claimed)
             self.slot.publish(Phase.IDLE)
+            if self.is_spent:
+                end_at_latest(self.claimant.settings.node.cancel_grace)
         self.effects.close()
         self.claimant.disconnect()
         return 0
@@ -115,11 +123,12 @@ class ProcessWorker:
         # After an empty or refused claim, and after a report when no claim may follow: only who
         # is seen to be idle is woken.
         self.slot.publish(Phase.IDLE)
+        # The supervisor may have gone to sleep meanwhile: the next task rings for it.
+        self.was_idle = True
         if self.claimant.session is None and self.claimant.backoff.tries:
             # The database is away: try again soon, a byte could not come.
             select.select([self.claimant.inbox], [], [], self.claimant.backoff.next())
             return
-        self.was_idle = True
         self.claimant.ring_idle()
         self.claimant.waiting.poll()
         self.claimant.take_byte()
@@ -168,6 +177,17 @@ class ProcessWorker:
         claimed = self.running
         if claimed is not None:
             self.runner.stop(claimed)
+
+    def _on_swallowed(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Interrupt the handler once more, a little later, where it met a `__del__` of its."""
+        if not self.runner.interrupts.is_lost(unraisable.exc_value):
+            sys.__unraisablehook__(unraisable)
+            return
+        again = threading.Timer(
+            AGAIN_SECONDS, signal.pthread_kill, (threading.main_thread().ident, STOP_ATTEMPT)
+        )
+        again.daemon = True
+        again.start()
 
     # -- report
 

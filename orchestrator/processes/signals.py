@@ -66,6 +66,18 @@ def blocked(signums: Iterable[int]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def end_at_latest(seconds: float) -> None:
+    """Have the kernel end this process then, whatever it is doing. For who leaves unasked.
+
+    A process that was told to end is seen to by who told it. One that leaves of its own accord runs
+    user code on its way (lifespans, threads that a task left behind), which may never end.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    # Zero would be no limit.
+    signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
+
+
 def forget_inherited() -> None:
     """Undo what a forked process inherited: the wakeup descriptor and the handlers."""
     signal.set_wakeup_fd(-1)

@@ -22,8 +22,7 @@ import pytest
 from orchestrator import Client
 from orchestrator.db.connection import Session
 from tests import booking_handlers
-from tests.chaos.test_kills import kill_child
-from tests.node import Node, running
+from tests.node import Node, kill_child, running
 from tests.server import own_server
 from tests.sql import opened, rows, value
 from tests.support import eventually

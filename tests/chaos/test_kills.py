@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from orchestrator import Client
 from orchestrator.db.connection import Session
 from orchestrator.processes.identity import all_pids, has_marker
 from tests.ledger import Ledger, Run
-from tests.node import Node, alive, running, zombies_of
+from tests.node import Node, alive, kill_child, running, zombies_of
 from tests.server import own_server
 from tests.sql import backends, opened, rows
 
@@ -142,25 +141,6 @@ def kill_until(
         if pid is not None and pid not in killed and kill_child(node.pid, pid):
             killed.add(pid)
             yield pid
-
-
-def kill_child(parent: int, pid: int) -> bool:
-    """Kill a process, if it is (still) a living child of `parent`."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
-    try:
-        # The descriptor holds on to one process: what it is now, it is when the signal comes.
-        state, parent_now = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
-        if int(parent_now) != parent or state == "Z":
-            return False
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        return True
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    finally:
-        os.close(pidfd)
 
 
 def n_descriptors(pid: int) -> int:

@@ -256,6 +256,18 @@ def test_only_one_that_runs_in_an_async_pool_is_charged_for_its_crash(
     assert causes(ended) == [("crashed", "crash")] * 3
 
 
+def test_worker_that_is_to_be_replaced_ends_whatever_its_task_has_left_behind(
+    node: Node, client: Client
+) -> None:
+    ended = client.wait(client.enqueue("io:leftovers", {}, queue="io"), timeout=20)
+
+    following = client.wait(client.enqueue("io:wait", {"seconds": 0}, queue="io"), timeout=20)
+
+    assert causes(ended) == [("crashed", "crash"), ("succeeded", None)]
+    assert following.state is State.SUCCEEDED
+    assert following.result["pid"] != ended.result
+
+
 # -- drain, database, supervisor
 
 

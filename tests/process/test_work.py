@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator import Client, State, Task
 from orchestrator.db.connection import Session
+from tests.conftest import RunningServer
 from tests.node import Node, free_address, running
 from tests.server import FAST, OwnServer, own_server
 from tests.sql import opened, rows
@@ -298,3 +299,26 @@ def test_last_queue_is_not_starved_where_queues_have_weights(
     )
     # Of 60 draws 15 are its share; none at all happens less than once in 10 million runs.
     assert Counter(queue for (queue,) in early)["last"] > 0
+
+
+def test_time_limit_holds_for_what_a_busy_worker_claims_when_the_database_is_back(
+    dsn: str, client: Client, session: Session, tmp_path: Path, pg_server: RunningServer
+) -> None:
+    with running(dsn, tmp_path, processes=1), opened(pg_server.url("postgres")) as other:
+        first = client.enqueue("sleep", {"seconds": 1})
+        late = client.enqueue("stuck", {}, max_attempts=1)
+        eventually(lambda: client.get(first).state is State.RUNNING)
+        session.connection.autocommit = False
+        rows(session, "lock table ready in access exclusive mode")  # the next claim waits
+        waiting = "select pid from pg_stat_activity where application_name like '%% cpu-0'"
+        waiting += " and wait_event_type = 'Lock'"
+        [(backend,)] = eventually(lambda: rows(other, waiting))
+
+        rows(other, "alter database orc_test allow_connections false")
+        rows(other, f"select pg_terminate_backend({backend})")
+        # Long enough for the supervisor to see nobody busy.
+        never(lambda: rows(other, waiting), during=1)
+        session.connection.rollback()
+        rows(other, "alter database orc_test allow_connections true")
+
+        assert outcomes(client.wait(late, timeout=15)) == ["timed_out"]

@@ -266,6 +266,9 @@ def exists(name: str) -> bool:
     except ImportError:
         try:
             return hasattr(importlib.import_module(module), last) or last in sql_names()
+        except ModuleNotFoundError as error:
+            # It is there, and a library that it is for is not.
+            return not str(error.name).startswith("orchestrator")
         except ImportError:
             return False
     return True
