@@ -194,10 +194,22 @@ class AsyncClient:
         type: TaskType[Any, Any] | str | None = None,
         queue: str | None = None,
         tag: str | None = None,
+        error: str | None = None,
+        older_than: str | float | timedelta | None = None,
+        newer_than: str | float | timedelta | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[Task[Any]]:
         """Iterate (`async for`) over tasks, newest first; see `Client.tasks`."""
-        return self._verbs.tasks(state=state, type=type, queue=queue, tag=tag, limit=limit)
+        return self._verbs.tasks(
+            state=state,
+            type=type,
+            queue=queue,
+            tag=tag,
+            error=error,
+            older_than=older_than,
+            newer_than=newer_than,
+            limit=limit,
+        )
 
     async def ring(self) -> bool:
         """Wake a sleeping worker after the caller's commit; see `Client.ring`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator import payload as json
 from orchestrator.db.channel import Channel
-from orchestrator.enqueueing import EnqueueOptions, check_key
+from orchestrator.enqueueing import EnqueueOptions, check_key, encode_payload
 from orchestrator.errors import PayloadError
 from orchestrator.store import tasks as stored
 from orchestrator.store.enqueue import Enqueued, enqueue, max_payload_bytes
@@ -38,7 +38,9 @@ class Batch:
         self.payloads = payloads
         self.result_type = type.result if isinstance(type, TaskType) else None
         self.is_single = keys is None and len(payloads) == 1
-        self.bodies = [_body(type, payload, self._root(i)) for i, payload in enumerate(payloads)]
+        self.bodies = [
+            encode_payload(type, payload, root=self._root(i)) for i, payload in enumerate(payloads)
+        ]
         self.keys = _keys(keys, options, n=len(payloads))
         self.chunks = _chunks(self.bodies, self.keys)
 
@@ -111,14 +113,6 @@ class Batch:
             existing=entry.existing,
             result_type=self.result_type,
         )
-
-
-def _body(type: TaskType[Any, Any] | str, payload: Any, root: str) -> bytes:
-    body = json.encode(payload, root=root)
-    # A dict for a dataclass, say: a mistake in it should not wait for the worker.
-    if isinstance(type, TaskType) and not json.fits(payload, type.payload):
-        json.decode(body, type.payload, root=root)
-    return body
 
 
 def _keys(

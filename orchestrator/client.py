@@ -228,14 +228,28 @@ class Client:
         type: TaskType[Any, Any] | str | None = None,
         queue: str | None = None,
         tag: str | None = None,
+        error: str | None = None,
+        older_than: str | float | timedelta | None = None,
+        newer_than: str | float | timedelta | None = None,
         limit: int | None = None,
     ) -> Iterator[Task[Any]]:
         """Iterate over tasks, newest first, without their attempts.
 
-        None matches everything. Read in pages of 500: what changes meanwhile may or may not show.
+        None matches everything. A `type` that ends in ":" is a prefix; `error` is a part of what a
+        task shows as its error, in whatever case; the ages count from when it was created. Read in
+        pages of 500: what changes meanwhile may or may not show.
         """
         return each_at_once(
-            self._verbs.tasks(state=state, type=type, queue=queue, tag=tag, limit=limit)
+            self._verbs.tasks(
+                state=state,
+                type=type,
+                queue=queue,
+                tag=tag,
+                error=error,
+                older_than=older_than,
+                newer_than=newer_than,
+                limit=limit,
+            )
         )
 
     def ring(self) -> bool:

@@ -19,12 +19,11 @@ import msgspec
 
 from orchestrator import logs
 from orchestrator.durations import seconds as in_seconds
-from orchestrator.enqueueing import Options, normalise
+from orchestrator.enqueueing import Options, encode_payload, normalise
 from orchestrator.errors import PayloadError
 from orchestrator.failure import cleaned
 from orchestrator.interrupts import Interrupts
 from orchestrator.outcome import Enqueue
-from orchestrator.payload import encode
 from orchestrator.tasktype import PayloadOf, TaskType
 
 P = TypeVar("P")
@@ -249,7 +248,7 @@ class Context(Generic[S]):
         )
         fields = msgspec.structs.asdict(options)
         self._enqueues.append(
-            Enqueue(type=fields.pop("type"), payload=encode(payload), options=fields)
+            Enqueue(type=fields.pop("type"), payload=encode_payload(type, payload), options=fields)
         )
 
     async def _look_while_asleep(self, seconds: float) -> bool:

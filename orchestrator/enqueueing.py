@@ -13,7 +13,7 @@ import msgspec
 
 from orchestrator.durations import utc
 from orchestrator.errors import PayloadError
-from orchestrator.payload import encode
+from orchestrator.payload import decode, encode
 from orchestrator.tasktype import (
     TaskType,
     check_integer,
@@ -107,6 +107,20 @@ def normalise(
         tags=_check_tags(tags),
         headers=_encode_headers(headers),
     )
+
+
+def encode_payload(type: TaskType[Any, Any] | str, payload: Any, *, root: str = "payload") -> bytes:
+    """Return a payload as JSON, which was read as a worker will read it.
+
+    So a dict for a dataclass, or a dataclass with text for a number, fails where the mistake is.
+
+    Raises:
+        PayloadError: a part of it is no JSON, or it does not fit its TaskType.
+    """
+    body = encode(payload, root=root)
+    if isinstance(type, TaskType) and type.payload is not Any and type.payload is not None:
+        decode(body, type.payload, root=root)
+    return body
 
 
 def check_run_at(value: Any) -> datetime:

@@ -9,7 +9,7 @@ import traceback
 from types import TracebackType
 
 from orchestrator.outcome import Failure
-from orchestrator.payload import clean_text
+from orchestrator.payload import clean_text, qualified_name
 
 MAX_MESSAGE_BYTES = 4 * 1024
 MAX_TRACEBACK_BYTES = 16 * 1024
@@ -24,7 +24,7 @@ def describe(error: BaseException, *, caller: str | None = None) -> Failure:
     """
     name = "Exception"
     try:
-        name = type_name(error)
+        name = qualified_name(error)
         return Failure(
             type=name,
             message=cleaned(_message(error), MAX_MESSAGE_BYTES),
@@ -34,14 +34,6 @@ def describe(error: BaseException, *, caller: str | None = None) -> Failure:
         return Failure(
             type=name, message=f"(the exception cannot be printed: {type(broken).__name__})"
         )
-
-
-def type_name(error: BaseException) -> str:
-    """Name the type of an exception, with its module unless it is a builtin or one of ours."""
-    kind = type(error)
-    if kind.__module__ in ("builtins", "orchestrator.errors"):
-        return kind.__qualname__
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def cleaned(text: str, limit_bytes: int) -> str:

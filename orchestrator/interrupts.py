@@ -42,7 +42,18 @@ class Interrupts:
         """
         if self._waiting is None:
             self._waiting = error
-            self._deliver()
+        self._deliver()
+
+    def is_lost(self, error: BaseException | None) -> bool:
+        """Tell whether this is what was delivered, and if so count it as not delivered.
+
+        For what Python has swallowed: an exception in a `__del__`, or in a callback of the garbage
+        collector, ends nothing. Whoever calls `interrupt` then delivers it once more.
+        """
+        if error is None or error is not self.delivered:
+            return False
+        self.delivered = None
+        return True
 
     def of_task(self, task: asyncio.Task[object]) -> None:
         """From now on cancel this asyncio task instead of raising."""

@@ -7,6 +7,7 @@ payload type and middleware that cannot work and reports them all. Running the r
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import sys
@@ -20,7 +21,6 @@ import msgspec
 
 from orchestrator.context import Context
 from orchestrator.errors import ConfigError, PayloadError
-from orchestrator.failure import type_name
 from orchestrator.options import UNSET, HandlerOptions, Policy, Unset, match
 from orchestrator.payload import decode
 from orchestrator.retry import Retry
@@ -445,9 +445,9 @@ def _decoder(entry: _Entry) -> Callable[[str], Any]:
         entry.type.payload if isinstance(entry.type, TaskType) else _annotated_payload(entry)
     )
     if _is_plain(payload_type):
-        return _refusing(Any)
+        return functools.partial(decode, type=Any)
     if hasattr(payload_type, "model_validate"):  # pydantic
-        return _refusing(payload_type)
+        return functools.partial(decode, type=payload_type)
     try:
         is_known = not isinstance(
             msgspec.inspect.type_info(payload_type), msgspec.inspect.CustomType
@@ -460,27 +460,13 @@ def _decoder(entry: _Entry) -> Callable[[str], Any]:
             f"{entry.place}: payload type {payload_type!r} is none that JSON can be decoded into: "
             "use a dict, dataclass, TypedDict, msgspec.Struct or pydantic model"
         )
-    return _refusing(payload_type)
+    return functools.partial(decode, type=payload_type)
 
 
 def _is_plain(payload_type: Any) -> bool:
     if payload_type in (inspect.Parameter.empty, Any, object, dict):
         return True
     return typing.get_origin(payload_type) is dict and typing.get_args(payload_type) == (str, Any)
-
-
-def _refusing(payload_type: Any) -> Callable[[str], Any]:
-    """Make a decoder that raises PayloadError, whatever the payload type's own code raises."""
-
-    def decode_payload(text: str) -> Any:
-        try:
-            return decode(text, payload_type)
-        except PayloadError:
-            raise
-        except Exception as error:
-            raise PayloadError(f"payload: {type_name(error)}: {error}") from error
-
-    return decode_payload
 
 
 def _annotated_payload(entry: _Entry) -> Any:

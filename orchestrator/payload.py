@@ -86,7 +86,7 @@ def decode(text: str | bytes, type: Any = Any, *, root: str = "payload") -> Any:
     """
     try:
         if hasattr(type, "model_validate"):
-            return type.model_validate(msgspec.json.decode(text))
+            return _validated(type, text)
         return _decoder(type).decode(text)
     except (ValueError, RecursionError) as error:
         # msgspec's own path begins with "$".
@@ -94,6 +94,17 @@ def decode(text: str | bytes, type: Any = Any, *, root: str = "payload") -> Any:
         place = root + path.removesuffix("`")
         name = "" if type is Any else f" (to be read as {getattr(type, '__name__', type)})"
         raise PayloadError(f"{place}: {rule}{name}") from error
+    except Exception as error:
+        # Code of the type's own (`__post_init__`, a validator), or a type that cannot be read.
+        raise PayloadError(f"{root}: {qualified_name(error)}: {error}") from error
+
+
+def qualified_name(error: BaseException) -> str:
+    """Name the type of an exception, with its module unless it is a builtin or one of ours."""
+    kind = type(error)
+    if kind.__module__ in ("builtins", "orchestrator.errors"):
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def read(text: str) -> Any:
@@ -107,20 +118,35 @@ def read(text: str) -> Any:
         return json.loads(text, parse_int=_integer)
 
 
-def fits(value: Any, type: Any) -> bool:
-    """Return whether a value is of a payload type already, so that it need not be tried."""
-    if type is Any or type is None:
-        return True
-    # A TypedDict is no class that values are instances of.
-    return isinstance(type, _TYPE) and not hasattr(type, "__total__") and isinstance(value, type)
-
-
-_TYPE = type
-
-
 @functools.lru_cache(maxsize=1024)
 def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(type)
+    return msgspec.json.Decoder(type, dec_hook=_inner_model)
+
+
+def _inner_model(type: Any, value: Any) -> Any:
+    """Read a pydantic model within a type of msgspec's; what is none, msgspec refuses itself."""
+    if hasattr(type, "model_validate"):
+        return _validated(type, msgspec.json.encode(value))
+    return value
+
+
+def _validated(model: Any, text: str | bytes) -> Any:
+    # A strict model takes text for a date or a UUID only where it knows that it reads JSON.
+    if hasattr(model, "model_validate_json"):
+        return model.model_validate_json(text)
+    return model.model_validate(msgspec.json.decode(text))
+
+
+def _dumped(model: Any) -> Any:
+    """Write a pydantic model as its class reads it: by the aliases of its fields, if it has any."""
+    fields = getattr(type(model), "model_fields", None)
+    if not isinstance(fields, Mapping):
+        return model.model_dump(mode="json")
+    # An alias for writing only is none that the class reads.
+    is_one_way = any(
+        field.serialization_alias not in (None, field.validation_alias) for field in fields.values()
+    )
+    return model.model_dump(mode="json", by_alias=not is_one_way)
 
 
 def _integer(digits: str) -> int | Decimal:
@@ -269,7 +295,7 @@ class _Strict:
         if isinstance(value, float):
             return self.number(float.__float__(value))
         if hasattr(type(value), "model_dump"):  # pydantic
-            return self.plain(value.model_dump(mode="json"), depth)
+            return self.plain(_dumped(value), depth)
         if hasattr(value, "item") and not getattr(value, "ndim", 0):  # a numpy scalar
             return self.plain(value.item(), depth)
         try:
@@ -321,7 +347,7 @@ class _Cleaning(_Strict):
 
 def _unknown(value: Any) -> Any:
     if hasattr(type(value), "model_dump"):
-        return value.model_dump(mode="json")
+        return _dumped(value)
     if hasattr(value, "item") and not getattr(value, "ndim", 0):
         return value.item()
     if isinstance(value, str):

@@ -156,16 +156,25 @@ class Verbs(Generic[C]):
         type: TaskType[Any, Any] | str | None,
         queue: str | None,
         tag: str | None,
+        error: str | None,
+        older_than: str | float | timedelta | None,
+        newer_than: str | float | timedelta | None,
         limit: int | None,
     ) -> AsyncGenerator[Task[Any], None]:
-        states = None if state is None else _states(state)
-        name = type.name if isinstance(type, TaskType) else type
+        filters = stored.Filters(
+            states=None if state is None else _states(state),
+            type=type.name if isinstance(type, TaskType) else type,
+            queue=queue,
+            tag=tag,
+            error=error,
+            older_than=None if older_than is None else seconds(older_than),
+            newer_than=None if newer_than is None else seconds(newer_than),
+        )
         before: int | None = None
         left = limit
         while left is None or left > 0:
             size = _PAGE if left is None else min(_PAGE, left)
-            filters = {"states": states, "type": name, "queue": queue, "tag": tag}
-            found = await self._page(before=before, limit=size, **filters)
+            found = await self._page(filters, before=before, limit=size)
             for task in found:
                 yield task
             if len(found) < size:
@@ -173,9 +182,12 @@ class Verbs(Generic[C]):
             before = found[-1].id
             left = None if left is None else left - len(found)
 
-    async def _page(self, **filters: Any) -> list[Task[Any]]:
+    async def _page(
+        self, filters: stored.Filters, *, before: int | None, limit: int
+    ) -> list[Task[Any]]:
         return await self._run(
-            lambda channel: channel.call(stored.page, **filters), is_repeatable=True
+            lambda channel: channel.call(stored.page, filters, before=before, limit=limit),
+            is_repeatable=True,
         )
 
     async def ring(self) -> bool:

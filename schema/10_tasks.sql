@@ -52,6 +52,9 @@ create table task (
     tags            text[] not null default '{}',
     idempotency_key text
 );
+-- Serve the lists by type, by queue and by tag; what they cost: docs/decisions/0021.
+create index task_kind on task (type, queue, id);
+create index task_tags on task using gin (tags) where tags <> '{}';
 
 -- Order within one priority of one queue; drawn on entry into `ready`.
 create sequence ready_seq;

@@ -13,8 +13,11 @@ create table outcome (
     pid           int,
     state         text not null check (state in ('succeeded', 'cancelled', 'expired')),
     slot          text,
-    result        jsonb
+    result        jsonb,
+    type          int                        -- null where it succeeded: nobody asks
 );
+-- Serves the counts of what ended otherwise than by success; a success does not touch it.
+create index outcome_exception on outcome (type, state, id) where state <> 'succeeded';
 
 create table attempt (
     id            bigint not null,

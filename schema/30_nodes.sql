@@ -28,10 +28,13 @@ create table leader (
 );
 insert into leader default values;
 
--- Totals per type since the schema was made; `enqueued` counts all ids up to `counted.up_to`.
+-- Totals per type since the schema was made: `enqueued` counts all ids up to `counted.up_to`, and
+-- `gone` those of them whose body was deleted since. So the tasks that are kept are known without
+-- a scan, and those that succeeded are what the other states leave of them.
 create table statistics (
     type     int primary key,
-    enqueued bigint not null default 0
+    enqueued bigint not null default 0,
+    gone     bigint not null default 0
 );
 
 create table counted (

@@ -84,8 +84,8 @@ begin
                        end as verdict
                 from taken t join task b on b.id = t.id join type ty on ty.id = t.type
             ), expired as (
-                insert into outcome (id, attempt, state)
-                select id, attempt, 'expired' from judged where verdict = 'expired'
+                insert into outcome (id, attempt, state, type)
+                select id, attempt, 'expired', type from judged where verdict = 'expired'
                 returning id
             ), freed as (
                 delete from idempotency i using expired where i.id = expired.id
@@ -179,8 +179,8 @@ create function go_on(r running, p_delay double precision, p_dead_reason text) r
 language plpgsql set search_path from current as $$
 begin
     if r.cancel_requested then
-        insert into outcome (id, token, started_at, attempt, node, pid, state, slot)
-        values (r.id, r.token, r.claimed_at, r.attempt, r.node, r.pid, 'cancelled', r.slot);
+        insert into outcome (id, token, started_at, attempt, node, pid, state, slot, type)
+        values (r.id, r.token, r.claimed_at, r.attempt, r.node, r.pid, 'cancelled', r.slot, r.type);
         delete from idempotency i where i.id = r.id;
     elsif p_dead_reason is not null then
         insert into dead (id, type, queue, attempt, priority, failures, crashes, losses, reason)

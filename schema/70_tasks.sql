@@ -9,6 +9,7 @@ language plpgsql set search_path from current as $$
 declare
     v_state   text;
     v_attempt int;
+    v_type    int;
 begin
     loop
         select s.state, s.attempt into v_state, v_attempt from (
@@ -21,9 +22,12 @@ begin
         ) s;
         if not found then return null; end if;
         case v_state
-            when 'ready' then delete from ready where id = p_id returning attempt into v_attempt;
-            when 'scheduled' then delete from scheduled where id = p_id returning attempt into v_attempt;
-            when 'held' then delete from held where id = p_id returning attempt into v_attempt;
+            when 'ready' then delete from ready where id = p_id
+                returning attempt, type into v_attempt, v_type;
+            when 'scheduled' then delete from scheduled where id = p_id
+                returning attempt, type into v_attempt, v_type;
+            when 'held' then delete from held where id = p_id
+                returning attempt, type into v_attempt, v_type;
             when 'running' then update running set cancel_requested = true where id = p_id;
             else return v_state;
         end case;
@@ -33,7 +37,8 @@ begin
                 perform pg_notify(current_schema() || '_ready', '');
                 return v_state;
             end if;
-            insert into outcome (id, attempt, state) values (p_id, v_attempt, 'cancelled');
+            insert into outcome (id, attempt, state, type)
+            values (p_id, v_attempt, 'cancelled', v_type);
             delete from idempotency where id = p_id;
             return 'cancelled';
         end if;
@@ -70,3 +75,242 @@ begin
     values (r.id, r.queue, r.type, r.attempt, r.priority);
     return true;
 end $$;
+
+-- Many at once: one call is one slice, one transaction. Each locks its rows in the order of their
+-- ids, acts on what it got, and looks again for what had moved meanwhile.
+
+-- Put dead tasks back into `ready`, in the order of their ids. Answers per task: redriven; conflict
+-- (its idempotency `key` is held by the live task `other`; it stays dead); or, where it is not dead,
+-- its state, null where there is none.
+create function redrive_many(p_ids bigint[])
+returns table (task_id bigint, answer text, key text, other bigint)
+language plpgsql set search_path from current as $$
+declare
+    v_dead  bigint[];
+    v_keyed bigint[];
+    v_won   bigint[];
+    v_go    bigint[];
+begin
+    v_dead := array(select d.id from dead d where d.id = any (p_ids) order by d.id for update);
+    v_keyed := array(select t.id from task t
+                     where t.id = any (v_dead) and t.idempotency_key is not null);
+    -- In the order of the keys, as an enqueue does; of two tasks with one key the older gets it.
+    with added as (
+        insert into idempotency as i (queue, key, id)
+        select t.queue, t.idempotency_key, t.id from task t where t.id = any (v_keyed)
+        order by t.queue, t.idempotency_key, t.id
+        on conflict on constraint idempotency_pkey do nothing
+        returning i.id
+    )
+    select coalesce(array_agg(added.id), '{}') into v_won from added;
+    v_go := array(select x from unnest(v_dead) x where x <> all (v_keyed) or x = any (v_won));
+    update task t set run_at = clock_timestamp(),
+                      expires_at = clock_timestamp() + (t.expires_at - t.run_at)
+    where t.id = any (v_go) and t.expires_at is not null;
+    with risen as (
+        delete from dead d where d.id = any (v_go) returning d.*
+    )
+    insert into ready (id, queue, type, attempt, priority)
+    select r.id, r.queue, r.type, r.attempt, r.priority from risen r order by r.id;
+    return query
+        select x.id,
+               case when x.id = any (v_go) then 'redriven' when x.id = any (v_dead) then 'conflict'
+                    else (select s.state from tasks s where s.id = x.id) end,
+               c.key, c.id
+        from (select distinct p.id from unnest(p_ids) as p (id)) x
+        left join lateral (
+            select i.key, i.id from task t
+            join idempotency i on i.queue = t.queue and i.key = t.idempotency_key
+            where t.id = x.id and x.id = any (v_dead) and x.id <> all (v_go)
+        ) c on true
+        order by x.id;
+end $$;
+
+-- Cancel tasks that are in one of `p_states` (waiting ones or running). Returns per task the state
+-- that it is in afterwards, as `cancel` does; null where there is none.
+create function cancel_many(p_ids bigint[], p_states text[])
+returns table (task_id bigint, answer text)
+language plpgsql set search_path from current as $$
+declare
+    v_left    bigint[] := p_ids;
+    v_got     bigint[];
+    v_flagged bigint[] := '{}';
+begin
+    loop
+        perform from ready r where r.id = any (v_left) and 'ready' = any (p_states)
+        order by r.id for update;
+        perform from scheduled s where s.id = any (v_left) and 'scheduled' = any (p_states)
+        order by s.id for update;
+        perform from held h where h.id = any (v_left) and 'held' = any (p_states)
+        order by h.id for update;
+        with taken as (
+            delete from ready r where r.id = any (v_left) and 'ready' = any (p_states)
+            returning r.id, r.attempt, r.type
+        ), put_off as (
+            delete from scheduled s where s.id = any (v_left) and 'scheduled' = any (p_states)
+            returning s.id, s.attempt, s.type
+        ), kept as (
+            delete from held h where h.id = any (v_left) and 'held' = any (p_states)
+            returning h.id, h.attempt, h.type
+        ), ended as (
+            insert into outcome as o (id, attempt, state, type)
+            select x.id, x.attempt, 'cancelled', x.type
+            from (select * from taken union all select * from put_off union all select * from kept) x
+            returning o.id
+        ), freed as (
+            delete from idempotency i using ended e where i.id = e.id
+        )
+        select coalesce(array_agg(e.id), '{}') into v_got from ended e;
+        v_left := array(select x from unnest(v_left) x where x <> all (v_got));
+        perform from running r where r.id = any (v_left) and 'running' = any (p_states)
+        order by r.id for update;
+        with flagged as (
+            update running r set cancel_requested = true
+            where r.id = any (v_left) and 'running' = any (p_states) returning r.id
+        )
+        select coalesce(array_agg(f.id), '{}') into v_got from flagged f;
+        v_flagged := v_flagged || v_got;
+        v_left := array(select x from unnest(v_left) x where x <> all (v_got));
+        -- What is now where we may take it had moved between our statements.
+        exit when not exists (select from tasks t
+                              where t.id = any (v_left) and t.state = any (p_states));
+    end loop;
+    if v_flagged <> '{}' then
+        perform pg_notify(current_schema() || '_ready', '');
+    end if;
+    return query
+        select x.id, (select s.state from tasks s where s.id = x.id)
+        from (select distinct p.id from unnest(p_ids) as p (id)) x order by x.id;
+end $$;
+
+-- Delete tasks that are in one of `p_states`, never running ones, and everything about them.
+-- Answers per task: deleted; or the state that it is in, null where there is none.
+create function delete_many(p_ids bigint[], p_states text[])
+returns table (task_id bigint, answer text)
+language plpgsql set search_path from current as $$
+declare
+    v_states  text[] := array_remove(p_states, 'running');
+    v_left    bigint[] := p_ids;
+    v_got     bigint[];
+    v_deleted bigint[] := '{}';
+begin
+    loop
+        perform from ready r where r.id = any (v_left) and 'ready' = any (v_states)
+        order by r.id for update;
+        perform from scheduled s where s.id = any (v_left) and 'scheduled' = any (v_states)
+        order by s.id for update;
+        perform from held h where h.id = any (v_left) and 'held' = any (v_states)
+        order by h.id for update;
+        perform from dead d where d.id = any (v_left) and 'dead' = any (v_states)
+        order by d.id for update;
+        perform from outcome o where o.id = any (v_left) and o.state = any (v_states)
+        order by o.id for update;
+        with a as (
+            delete from ready r where r.id = any (v_left) and 'ready' = any (v_states)
+            returning r.id
+        ), b as (
+            delete from scheduled s where s.id = any (v_left) and 'scheduled' = any (v_states)
+            returning s.id
+        ), c as (
+            delete from held h where h.id = any (v_left) and 'held' = any (v_states)
+            returning h.id
+        ), d as (
+            delete from dead x where x.id = any (v_left) and 'dead' = any (v_states)
+            returning x.id
+        ), e as (
+            delete from outcome o where o.id = any (v_left) and o.state = any (v_states)
+            returning o.id
+        )
+        select coalesce(array_agg(x.id), '{}') into v_got
+        from (select id from a union all select id from b union all select id from c
+              union all select id from d union all select id from e) x;
+        v_deleted := v_deleted || v_got;
+        v_left := array(select x from unnest(v_left) x where x <> all (v_got));
+        exit when not exists (select from tasks t
+                              where t.id = any (v_left) and t.state = any (v_states));
+    end loop;
+    perform discard(v_deleted);
+    return query
+        select x.id, case when x.id = any (v_deleted) then 'deleted'
+                          else (select s.state from tasks s where s.id = x.id) end
+        from (select distinct p.id from unnest(p_ids) as p (id)) x order by x.id;
+end $$;
+
+-- Delete what is left of tasks that were taken out of their state table, and keep the totals true.
+create function discard(p_ids bigint[]) returns void
+language plpgsql set search_path from current as $$
+declare v_up_to bigint;
+begin
+    delete from idempotency i where i.id = any (p_ids);
+    delete from attempt a where a.id = any (p_ids);
+    delete from progress p where p.id = any (p_ids);
+    -- The leader's count waits: a task that it has not counted yet is counted here.
+    select c.up_to into v_up_to from counted c for share;
+    with bodies as (
+        delete from task t where t.id = any (p_ids) returning t.id, t.type
+    )
+    insert into statistics as s (type, enqueued, gone)
+    select b.type, count(*) filter (where b.id > v_up_to), count(*) from bodies b
+    group by b.type order by b.type
+    on conflict (type) do update
+        set enqueued = s.enqueued + excluded.enqueued, gone = s.gone + excluded.gone;
+end $$;
+
+-- The range of ids, `low` included and `high` not, that holds every task created at or after
+-- `p_from` and before `p_before` (null: no bound); null where there is no such bound. Tasks outside
+-- the times may lie in it as well.
+--
+-- Ids are drawn before their tasks are created: by milliseconds, as a rule, but an enqueue with an
+-- idempotency key may wait in between for another's transaction. So every task with a later id than
+-- one that was due when it was enqueued (`run_at` is read before the id is drawn) was created after
+-- that `run_at`. Elsewhere that wait is taken to be shorter than an hour.
+create function ids_created(p_from timestamptz, p_before timestamptz, out low bigint, out high bigint)
+language plpgsql stable set search_path from current as $$
+declare
+    v_left  bigint;
+    v_right bigint;
+    v_mid   bigint;
+    r       record;
+begin
+    if p_before is not null then
+        select min(id), max(id) into v_left, v_right from task;
+        while v_left <= v_right loop
+            v_mid := v_left + (v_right - v_left) / 2;
+            select t.id, t.created_at, t.run_at into r from task t
+            where t.id >= v_mid order by t.id limit 1;
+            if r.run_at >= p_before and r.run_at <= r.created_at
+               or r.created_at >= p_before + interval '1 hour' then
+                high := r.id;
+                v_right := v_mid - 1;
+            else
+                v_left := r.id + 1;
+            end if;
+        end loop;
+    end if;
+    if p_from is not null then
+        select min(id), max(id) into v_left, v_right from task;
+        while v_left <= v_right loop
+            v_mid := v_left + (v_right - v_left) / 2;
+            select t.id, t.created_at into r from task t where t.id >= v_mid order by t.id limit 1;
+            if r.created_at < p_from - interval '1 hour' then
+                low := r.id + 1;
+                v_left := r.id + 1;
+            else
+                v_right := v_mid - 1;
+            end if;
+        end loop;
+    end if;
+end $$;
+
+-- What an error message is when its numbers and quoted parts are blanked, so that messages of one
+-- kind are equal: the first line, at most 200 characters; what stands in quotes, UUIDs, and words
+-- with a digit in them become "#". Without a search_path of its own, which would keep it from being
+-- inlined: nothing in it is ours.
+create function error_shape(p_message text) returns text
+language sql immutable as $$
+    select regexp_replace(regexp_replace(regexp_replace(
+        left(split_part(p_message, E'\n', 1), 200),
+        '(?<!\w)(''[^'']*''|"[^"]*"|`[^`]*`)(?!\w)', '#', 'g'),
+        '[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}', '#', 'g'),
+        '[[:alnum:]]*[0-9][[:alnum:]]*', '#', 'g')
+$$;

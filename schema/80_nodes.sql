@@ -52,9 +52,7 @@ begin
           where o.id > p_after and o.id <= (select up_to from counted)
           order by o.id limit p_limit) x;
     delete from outcome o where o.id = any (v_ids);
-    delete from attempt a where a.id = any (v_ids);
-    delete from progress p where p.id = any (v_ids);
-    delete from task t where t.id = any (v_ids);
+    perform discard(v_ids);
     deleted := cardinality(v_ids);
     return next;
 end $$;

@@ -117,7 +117,8 @@ class Shell:
     def close(self) -> None:
         """End what was started in the background, then the shell."""
         with suppress(AssertionError, OSError):
-            self.run("kill -INT $(jobs -p) 2>/dev/null; wait", timeout=60)
+            # Not INT: where the tests run in the background of a shell, it is ignored by all.
+            self.run("kill $(jobs -p) 2>/dev/null; wait", timeout=60)
         with suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(10)

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from orchestrator import config
 from orchestrator.cli.output import Format
-from orchestrator.client import Client
 from orchestrator.config import Settings
-from orchestrator.db.connection import Session, connect
-from orchestrator.db.migrate import migrate
+from orchestrator.db.connection import Session, connect, translated_errors
+from orchestrator.db.statements import quoted
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.client import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,6 +55,8 @@ class Access:
     def ready_url(self) -> str:
         """Like `url`; the embedded database, which is nobody else's, has its schema by then."""
         if self.settings.database.is_embedded:
+            from orchestrator.db.migrate import migrate
+
             migrate(self.direct_session)
         return self.url
 
@@ -66,6 +71,9 @@ class Access:
 
     @cached_property
     def client(self) -> Client:
+        # A fifth of the time that a list takes, and lists need none.
+        from orchestrator.client import Client
+
         database = self.settings.database
         client = Client(
             self.ready_url,
@@ -79,6 +87,21 @@ class Access:
     def alive_within(self) -> float:
         """The seconds of silence after which a node no longer counts."""
         return self.settings.node.worker_timeout
+
+    def names(self, table: str) -> list[str]:
+        """Return what is interned in `type` or `queue`, of a database that runs already.
+
+        Raises:
+            OrchestratorError: the settings are wrong, or the database cannot be reached.
+        """
+        if self.settings.database.is_embedded:
+            # Nobody waits for a server to start while he types.
+            raise ConfigError('[database] url = "embedded": not started for this')
+        session = self._connect(self.url)
+        place = f"{quoted(session.schema)}.{quoted(table)}"
+        with translated_errors(), session.connection.cursor() as cursor:
+            cursor.execute(f"select name from {place} order by name")
+            return [str(name) for (name,) in cursor.fetchall()]
 
     def _connect(self, url: str) -> Session:
         database = self.settings.database

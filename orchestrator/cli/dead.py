@@ -2,82 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-from typing import Any
+from dataclasses import replace
 
 import click
 
+from orchestrator.cli import verbs
 from orchestrator.cli.access import Access, output_option
-from orchestrator.cli.failures import each
-from orchestrator.cli.output import Format
-from orchestrator.cli.tasks import show_tasks
-from orchestrator.store import tasks as stored
-from orchestrator.store.dead import dead as dead_ids
-from orchestrator.task import State, Task
+from orchestrator.cli.bulk import Request, bulk_options, ids_argument, perform
+from orchestrator.cli.filters import QUEUE, TYPE, filter_options
+from orchestrator.cli.output import show
+from orchestrator.cli.tasks import list_page
+from orchestrator.store.dead import dead_summary
+from orchestrator.store.tasks import Filters
+from orchestrator.task import State
 
-_BATCH = 500
+_DEAD = (State.DEAD,)
 
 
 @click.group()
 def dead() -> None:
-    """Look at the dead letter queue and put tasks back into line."""
+    """Look at the dead letter queue, and put tasks back into line."""
 
 
 @dead.command("list")
-@click.option("--type", help="Only tasks of this type.")
-@click.option("--queue", help="Only tasks of this queue.")
+@filter_options(_DEAD)
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @click.option("--before", type=int, metavar="ID", help="Go on after a page that ended with ID.")
 @output_option
 @click.pass_obj
-def list_dead(access: Access, /, limit: int, **filters: Any) -> None:
+def list_dead(
+    access: Access, /, limit: int, before: int | None, filters: Filters, is_filtered: bool
+) -> None:
     """List dead tasks, newest first."""
-    found = stored.page(
-        access.session,
-        states=[State.DEAD],
-        limit=limit,
-        with_attempts=access.format is Format.JSON,
-        **filters,
+    list_page(access, filters, before=before, limit=limit, empty="no dead tasks")
+
+
+@dead.command()
+@click.option("--type", type=TYPE, help="Only tasks of this type; email: for all that begin so.")
+@click.option("--queue", type=QUEUE, help="Only tasks of this queue.")
+@output_option
+@click.pass_obj
+def summary(access: Access, type: str | None, queue: str | None) -> None:
+    """Say of what tasks died: by type and error, the most frequent first.
+
+    Errors that differ only in numbers, in words with numbers in them and in what stands in quotes
+    are one. `sample` is the id of the newest of them.
+    """
+    found = [
+        {
+            "type": cause.type,
+            "count": cause.n_tasks,
+            "error": cause.error,
+            "first_at": cause.first_at,
+            "last_at": cause.last_at,
+            "sample": cause.sample,
+        }
+        for cause in dead_summary(access.session, type=type, queue=queue)
+    ]
+    show(
+        access.format,
+        found,
+        id="sample",
+        columns=("type", "count", "error", "first_at", "last_at", "sample"),
+        empty="no dead tasks",
     )
-    show_tasks(access, found, empty="no dead tasks")
 
 
-@dead.command("redrive")
-@click.argument("ids", nargs=-1, type=int, metavar="[ID...]")
-@click.option(
-    "--all", "is_all", is_flag=True, help="All dead tasks; with --type or --queue, of those."
-)
-@click.option("--type", help="With --all: only tasks of this type.")
-@click.option("--queue", help="With --all: only tasks of this queue.")
-@click.option("--limit", type=click.IntRange(1), help="With --all: at most so many, oldest first.")
+@dead.command()
+@ids_argument
+@click.option("--all", "is_all", is_flag=True, help="All that the filters let through; not asked.")
+@filter_options(_DEAD)
+@bulk_options
 @output_option
 @click.pass_obj
 def redrive(
     access: Access,
-    ids: tuple[int, ...],
+    ids: tuple[int | str, ...],
     is_all: bool,
-    type: str | None,
-    queue: str | None,
-    limit: int | None,
+    filters: Filters,
+    is_filtered: bool,
+    request: Request,
 ) -> None:
     """Put dead tasks back into line, with new budgets; their attempts go on counting.
 
-    Each by itself: what cannot be redriven is named, and the others are.
+    What cannot be redriven is named, and the others are.
     """
-    if bool(ids) == is_all:
-        raise click.UsageError("give the IDs of dead tasks, or --all")
-    if not is_all and (type or queue or limit):
-        raise click.UsageError("--type, --queue and --limit need --all")
-    chosen = islice(_dead(access, type, queue), limit) if is_all else iter(ids)
-    done: list[Task[Any]]
-    done, failures = each(chosen, access.client.redrive)
-    show_tasks(access, done, empty="no such dead tasks" if is_all else "")
-    failures.raise_any()
+    if is_all:
+        request = replace(request, is_sure=True)
+    perform(
+        access, verbs.redrive(), request,
+        ids=ids, filters=filters, is_filtered=is_filtered, is_all=is_all,
+    )  # fmt: skip
 
 
-def _dead(access: Access, type: str | None, queue: str | None) -> Iterator[int]:
-    after = 0
-    while ids := dead_ids(access.session, type=type, queue=queue, after=after, limit=_BATCH):
-        yield from ids
-        after = ids[-1]
+@dead.command()
+@ids_argument
+@click.option("--all", "is_all", is_flag=True, help="Every dead task.")
+@filter_options(_DEAD)
+@bulk_options
+@output_option
+@click.pass_obj
+def purge(
+    access: Access,
+    ids: tuple[int | str, ...],
+    is_all: bool,
+    filters: Filters,
+    is_filtered: bool,
+    request: Request,
+) -> None:
+    """Delete dead tasks with all that is known of them."""
+    perform(
+        access, verbs.delete(_DEAD), request,
+        ids=ids, filters=filters, is_filtered=is_filtered, is_all=is_all,
+    )  # fmt: skip

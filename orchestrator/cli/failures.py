@@ -1,10 +1,11 @@
 """Errors and exit codes of `orchestratorctl`: one line on standard error, never a traceback.
 
- 0  done
- 1  what was asked for failed: no such task, not succeeded with --wait, unhealthy, the schema
- 2  wrong use of the command line, or a payload or option that breaks a rule
-69  the database cannot be reached
-78  the configuration is wrong
+  0  done
+  1  what was asked for failed: no such task, not succeeded with --wait, unhealthy, the schema
+  2  wrong use of the command line, or a payload or option that breaks a rule
+ 69  the database cannot be reached
+ 78  the configuration is wrong
+130  interrupted by Ctrl-C; a verb for many tasks says how many are done
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from orchestrator.errors import (
 T = TypeVar("T")
 Key = TypeVar("Key")
 
-EXIT_FAILED, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_CONFIGURATION = 1, 2, 69, 78
+EXIT_FAILED, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 2, 69, 78, 130
 
 
 class CommandFailed(click.ClickException):
@@ -55,6 +56,8 @@ class Group(click.Group):
             raise CommandFailed(_one_line(error), EXIT_USAGE) from error
         except (OrchestratorError, TimeoutError, psycopg2.Error) as error:
             raise CommandFailed(_one_line(error)) from error
+        except KeyboardInterrupt as error:
+            raise CommandFailed("interrupted", EXIT_INTERRUPTED) from error
 
 
 class Failures:

@@ -1,10 +1,12 @@
 """How results are printed: a table for people, JSON or bare ids for programs.
 
-The JSON is a promise (docs/cli.md): fields are added, never renamed or removed.
+The JSON is a promise (docs/cli.md): fields are added, never renamed or removed. Colour is for
+states and errors, on a terminal, unless NO_COLOR is set.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +18,11 @@ import click
 import msgspec
 
 from orchestrator.durations import spell
-from orchestrator.task import Attempt, Task
+from orchestrator.task import Attempt, Progress, Task
 
 _CELL = 60
+_TASK_COLUMNS = ("id", "type", "queue", "state", "priority", "attempt", "created_at", "error")
+_STATE_COLOURS = {"dead": "red", "held": "yellow", "running": "green"}
 
 
 class Format(StrEnum):
@@ -61,14 +65,39 @@ def show_json(value: Any) -> None:
     click.echo(msgspec.json.format(encoded, indent=2).decode())
 
 
+def show_tasks(format: Format, items: Sequence[dict[str, Any]], *, empty: str) -> None:
+    """Print a list of tasks in their documented shape."""
+    show(format, items, id="id", columns=_TASK_COLUMNS, empty=empty)
+
+
 def show_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; on a terminal its lines are cut at the edge."""
     lines = [[name.upper() for name in header], *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     edge = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in lines:
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        click.echo("  ".join(padded).rstrip()[:edge])
+    is_coloured = has_colour()
+    for number, line in enumerate(lines):
+        shown, left = [], edge
+        for name, text, width in zip(header, line, widths, strict=True):
+            padded = text.ljust(width)[:left]
+            left = None if left is None else max(0, left - width - 2)
+            shown.append(_painted(name, padded) if is_coloured and number else padded)
+        click.echo("  ".join(shown).rstrip()[: None if is_coloured else edge])
+
+
+def has_colour() -> bool:
+    """Tell whether the output is a terminal whose user wants colour (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _painted(column: str, text: str) -> str:
+    value = text.strip()
+    if column == "error" and value not in ("", "-"):
+        return click.style(text, fg="red")
+    colour = _STATE_COLOURS.get(value) if column == "state" else None
+    if column == "paused" and value == "yes":
+        colour = "yellow"
+    return text if colour is None else click.style(text, fg=colour)
 
 
 def show_fields(fields: Iterable[tuple[str, str]]) -> None:
@@ -90,6 +119,8 @@ def cell(column: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, datetime):
         return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    if isinstance(value, int) and column == "count":
+        return f"{value:,}"
     if isinstance(value, float) and column.endswith("seconds"):
         return spell(round(value, 1)) if value >= 0.05 else "0s"
     if isinstance(value, list):
@@ -111,6 +142,7 @@ def task_json(task: Task[Any]) -> dict[str, Any]:
         "payload": task.payload,
         "result": task.result,
         "error": task.error,
+        "progress": None if task.progress is None else _progress_json(task.progress),
         "tags": list(task.tags),
         "headers": task.headers,
         "idempotency_key": task.idempotency_key,
@@ -119,6 +151,15 @@ def task_json(task: Task[Any]) -> dict[str, Any]:
         "started_at": task.started_at,
         "finished_at": task.finished_at,
         "attempts": [_attempt_json(attempt) for attempt in task.attempts],
+    }
+
+
+def _progress_json(progress: Progress) -> dict[str, Any]:
+    return {
+        "done": progress.done,
+        "total": progress.total,
+        "message": progress.message,
+        "at": progress.at,
     }
 
 
@@ -167,8 +208,18 @@ def _attempt_fields(attempt: dict[str, Any]) -> Iterable[tuple[str, str]]:
 def _value(name: str, value: Any) -> str:
     if value is None or value == [] or value == {}:
         return ""
+    if name == "progress":
+        return _progress_text(value)
     if name in ("payload", "result", "headers") or isinstance(value, dict | list):
         return msgspec.json.encode(value, enc_hook=str).decode()
     if isinstance(value, datetime):
         return cell(name, value)
     return str(value)
+
+
+def _progress_text(progress: dict[str, Any]) -> str:
+    done, total, message = progress["done"], progress["total"], progress["message"]
+    text = f"{done:g}" if total is None else f"{done:g} of {total:g}"
+    if total:
+        text += f" ({done / total:.0%})"
+    return f"{text}{': ' if message else ''}{message}, {cell('at', progress['at'])}"

@@ -1,151 +1,52 @@
-"""`orchestratorctl enqueue` and `orchestratorctl task ...`."""
+"""`orchestratorctl task ...`."""
 
 from __future__ import annotations
 
-import sys
-from datetime import datetime
 from typing import Any
 
 import click
-import msgspec
 
+from orchestrator.cli import verbs
 from orchestrator.cli.access import Access, output_option
-from orchestrator.cli.failures import CommandFailed, each
-from orchestrator.cli.output import Format, show, show_json, show_task, task_json
-from orchestrator.durations import seconds
-from orchestrator.options import match
+from orchestrator.cli.bulk import Request, bulk_options, ids_argument, perform
+from orchestrator.cli.failures import each
+from orchestrator.cli.filters import filter_options
+from orchestrator.cli.output import Format, show_json, show_task, show_tasks, task_json
 from orchestrator.store import tasks as stored
-from orchestrator.store.workers import nodes
+from orchestrator.store.tasks import Filters
 from orchestrator.task import State, Task
-
-COLUMNS = ("id", "type", "queue", "state", "priority", "attempt", "created_at", "error")
-
-
-@click.command()
-@click.argument("type")
-@click.argument("payload", metavar="[JSON|-]", default="null")
-@click.option("--queue", help="The queue.  [default: default]")
-@click.option("--priority", type=int, help="-32768 to 32767; larger runs first.  [default: 0]")
-@click.option("--run-at", metavar="TIME", help="Not before, ISO 8601 with a time zone.")
-@click.option("--delay", metavar="DURATION", help="Not before this has passed: 30s, 1h 30m.")
-@click.option("--idempotency-key", "--key", metavar="KEY", help="One live task per queue and key.")
-@click.option("--max-attempts", type=int, help="In place of the handler's.")
-@click.option("--timeout", metavar="DURATION", help="Per attempt, in place of the handler's.")
-@click.option("--ttl", metavar="DURATION", help="Expires if it has not started by then.")
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="May be repeated.")
-@click.option("--headers", metavar="JSON", help="An object that the handler sees as ctx.headers.")
-@click.option("--wait", is_flag=True, help="Wait for its end; exit code 1 if it does not succeed.")
-@click.option("--wait-timeout", metavar="DURATION", help="With --wait: no longer than this.")
-@output_option
-@click.pass_obj
-def enqueue(
-    access: Access,
-    /,
-    type: str,
-    payload: str,
-    run_at: str | None,
-    headers: str | None,
-    wait: bool,
-    wait_timeout: str | None,
-    **options: Any,
-) -> None:
-    """Enqueue a task of TYPE and print it.
-
-    The payload is JSON, or - for JSON on standard input; null without it.
-    """
-    if wait_timeout is not None and not wait:
-        raise click.UsageError("--wait-timeout needs --wait")
-    text = sys.stdin.read() if payload == "-" else payload
-    if wait:
-        _refuse_to_wait_for_nobody(access)
-    limit = None if wait_timeout is None else _duration("--wait-timeout", wait_timeout)
-    task = access.client.enqueue(
-        type,
-        _json("the payload", text),
-        run_at=_moment("--run-at", run_at),
-        headers=None if headers is None else _json("--headers", headers),
-        **options,
-    )
-    existing = task.existing
-    task = access.client.wait(task, limit) if wait else access.client.get(task)
-    _show_enqueued(access, task, existing=existing)
-    if not wait:
-        _note_when_unserved(access, task)
-    elif task.state is not State.SUCCEEDED:
-        raise CommandFailed(f"task {task.id} is {task.state}: {task.error or 'no error recorded'}")
-
-
-def _show_enqueued(access: Access, task: Task[Any], *, existing: bool) -> None:
-    if access.format is Format.JSON:
-        show_json({**task_json(task), "existing": existing})
-        return
-    show(access.format, [task_json(task)], id="id", columns=COLUMNS, empty="")
-    if existing:
-        click.echo("note: a live task had this idempotency key; this is that task", err=True)
-
-
-def _refuse_to_wait_for_nobody(access: Access) -> None:
-    # Our own embedded server ends with this command: nobody could run the task meanwhile.
-    if access.settings.database.is_embedded:
-        access.url  # noqa: B018 - starts it
-        if not nodes(access.session, alive_within=access.alive_within):
-            raise CommandFailed(
-                "--wait: no daemon runs on the embedded database, so nothing would run the task: "
-                "start orchestratord first"
-            )
-
-
-def _note_when_unserved(access: Access, task: Task[Any]) -> None:
-    if task.state.is_end:
-        return
-    alive = nodes(access.session, alive_within=access.alive_within)
-    note = ""
-    if not alive:
-        note = "no node is running: the task waits until one starts"
-    elif not any({"*", task.queue} & set(node.queues) for node in alive):
-        note = f"no running node serves queue {task.queue!r}: the task waits for one that does"
-    elif not any(match(node.handlers, task.type) for node in alive):
-        note = f"no running node has a handler for {task.type!r}: the task will be held"
-    if note:
-        click.echo(f"note: {note}", err=True)
 
 
 @click.group()
 def task() -> None:
-    """Look at tasks and cancel them."""
+    """Look at tasks; cancel, redrive and delete them."""
 
 
 @task.command("list")
-@click.option(
-    "--state",
-    "states",
-    multiple=True,
-    type=click.Choice([str(state) for state in State]),
-    help="Only tasks in this state; may be repeated.",
-)
-@click.option("--type", help="Only tasks of this type.")
-@click.option("--queue", help="Only tasks of this queue.")
-@click.option("--tag", help="Only tasks with this tag.")
+@filter_options(tuple(State))
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @click.option("--before", type=int, metavar="ID", help="Go on after a page that ended with ID.")
 @output_option
 @click.pass_obj
-def list_tasks(access: Access, /, states: tuple[str, ...], limit: int, **filters: Any) -> None:
+def list_tasks(
+    access: Access, /, limit: int, before: int | None, filters: Filters, is_filtered: bool
+) -> None:
     """List tasks, newest first."""
+    list_page(access, filters, before=before, limit=limit, empty="no such tasks")
+
+
+def list_page(
+    access: Access, filters: Filters, *, before: int | None, limit: int, empty: str
+) -> None:
+    """Print one page of tasks."""
     found = stored.page(
         access.session,
-        states=[State(state) for state in states] or None,
+        filters,
+        before=before,
         limit=limit,
         with_attempts=access.format is Format.JSON,
-        **filters,
     )
-    show_tasks(access, found, empty="no such tasks")
-
-
-def show_tasks(access: Access, found: list[Task[Any]], *, empty: str) -> None:
-    """Print a list of tasks."""
-    items = [task_json(task) for task in found]
-    show(access.format, items, id="id", columns=COLUMNS, empty=empty)
+    show_tasks(access.format, [task_json(task) for task in found], empty=empty)
 
 
 @task.command("show")
@@ -153,7 +54,7 @@ def show_tasks(access: Access, found: list[Task[Any]], *, empty: str) -> None:
 @output_option
 @click.pass_obj
 def show_command(access: Access, ids: tuple[int, ...]) -> None:
-    """Show tasks with their payload, result and attempts.
+    """Show tasks with their payload, result, progress and attempts.
 
     JSON is an object for one ID and a list for several.
     """
@@ -164,7 +65,7 @@ def show_command(access: Access, ids: tuple[int, ...]) -> None:
         if shapes:
             show_json(shapes[0] if len(ids) == 1 else shapes)
     elif access.format is Format.IDS:
-        show_tasks(access, found, empty="")
+        show_tasks(access.format, [task_json(task) for task in found], empty="")
     else:
         for number, task in enumerate(found):
             if number:
@@ -174,49 +75,64 @@ def show_command(access: Access, ids: tuple[int, ...]) -> None:
 
 
 @task.command()
-@click.argument("ids", nargs=-1, required=True, type=int, metavar="ID...")
+@ids_argument
+@filter_options(verbs.ALIVE)
+@bulk_options
 @output_option
 @click.pass_obj
-def cancel(access: Access, ids: tuple[int, ...]) -> None:
-    """Cancel tasks.
+def cancel(
+    access: Access,
+    ids: tuple[int | str, ...],
+    filters: Filters,
+    is_filtered: bool,
+    request: Request,
+) -> None:
+    """Cancel tasks, by ID or by filters.
 
     Waiting ones are cancelled at once. A running one is flagged and ends as cancelled, unless it
     succeeds first.
     """
-    found: list[Task[Any]]
-    found, failures = each(ids, access.client.cancel)
-    show_tasks(access, found, empty="")
-    for task in found:
-        if task.state is State.RUNNING:
-            click.echo(
-                f"note: task {task.id} is running; it ends as cancelled unless it succeeds",
-                err=True,
-            )
-        elif task.state.is_end and task.state is not State.CANCELLED:
-            failures.add(f"task {task.id} is {task.state}: there is nothing to cancel")
-    failures.raise_any()
+    verb = verbs.cancel(filters.states or verbs.ALIVE)
+    perform(access, verb, request, ids=ids, filters=filters, is_filtered=is_filtered)
 
 
-def _json(what: str, text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise click.UsageError(f"{what} is no JSON: {error}") from error
+@task.command()
+@ids_argument
+@filter_options([State.DEAD])
+@bulk_options
+@output_option
+@click.pass_obj
+def redrive(
+    access: Access,
+    ids: tuple[int | str, ...],
+    filters: Filters,
+    is_filtered: bool,
+    request: Request,
+) -> None:
+    """Put dead tasks back into line, by ID or by filters.
+
+    They get new budgets; their attempts go on counting. What cannot be redriven is named, and the
+    others are.
+    """
+    perform(access, verbs.redrive(), request, ids=ids, filters=filters, is_filtered=is_filtered)
 
 
-def _moment(option: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError as error:
-        raise click.UsageError(
-            f"{option} = {text!r}: must be ISO 8601 with a time zone, as 2030-01-31T08:00:00Z"
-        ) from error
+@task.command()
+@ids_argument
+@filter_options(verbs.DELETABLE)
+@bulk_options
+@output_option
+@click.pass_obj
+def delete(
+    access: Access,
+    ids: tuple[int | str, ...],
+    filters: Filters,
+    is_filtered: bool,
+    request: Request,
+) -> None:
+    """Delete tasks with all that is known of them, by ID or by filters.
 
-
-def _duration(option: str, text: str) -> float:
-    try:
-        return seconds(text)
-    except ValueError as error:
-        raise click.UsageError(f"{option}: {error}") from error
+    Running ones are refused: cancel them first. Nothing brings a deleted task back.
+    """
+    verb = verbs.delete(filters.states or verbs.DELETABLE)
+    perform(access, verb, request, ids=ids, filters=filters, is_filtered=is_filtered)

@@ -25,7 +25,7 @@ from orchestrator.db.statements import quoted, schema_directory
 from orchestrator.errors import SchemaError
 
 # The version of the schema that this program was written for.
-VERSION = 2
+VERSION = 3
 
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _HEADER = re.compile(r"-- min_compatible: (\d+)\s*\n")

@@ -23,7 +23,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -353,14 +353,11 @@ class AsyncWorker:
             with contextlib.suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(self.news.set)
 
-    def _take_progress(self, *keys: tuple[int, int]) -> list[Report]:
-        """Return what was said, by some attempts or, without `keys`, by all, and forget it."""
+    def _take_progress(self, only: Sequence[tuple[int, int]] | None = None) -> list[Report]:
+        """Return what was said, by all attempts or by some, and forget it."""
         with self.progress_lock:
-            said = [
-                (key, self.progress.pop(key))
-                for key in keys or list(self.progress)
-                if key in self.progress
-            ]
+            keys = list(self.progress) if only is None else only
+            said = [(key, self.progress.pop(key)) for key in keys if key in self.progress]
         return [Report(*key, words.done, words.total, words.message) for key, words in said]
 
     async def _write_progress(self) -> None:
@@ -390,7 +387,7 @@ class AsyncWorker:
         ends = {lane: (lane.claim, lane.outcome) for lane in batch}
         # While they still count as running.
         last_words = self._take_progress(
-            *((claim.task_id, claim.token) for claim, _ in ends.values() if claim is not None)
+            [(claim.task_id, claim.token) for claim, _ in ends.values() if claim is not None]
         )
         if last_words:
             progress.write(session, last_words)

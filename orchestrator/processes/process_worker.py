@@ -20,6 +20,8 @@ import resource
 import secrets
 import select
 import signal
+import sys
+import threading
 import time
 from types import FrameType
 
@@ -41,6 +43,9 @@ from orchestrator.slots import Phase
 from orchestrator.store.effects import Effects, EffectsConnection, effects_were_committed
 from orchestrator.store.record import record
 from orchestrator.task import Claim
+
+# Until an interruption that Python has swallowed is tried once more.
+AGAIN_SECONDS = 0.05
 
 log = logs.get("worker")
 
@@ -70,6 +75,7 @@ class ProcessWorker:
         self.is_spent = False
         signal.signal(STOP_ATTEMPT, self._on_stop_attempt)
         signal.siginterrupt(STOP_ATTEMPT, False)
+        sys.unraisablehook = self._on_swallowed
 
     def wait(self, seconds: float) -> bool:
         """Sleep for a handler; end early, with True, when the worker is told to stop."""
@@ -171,6 +177,17 @@ class ProcessWorker:
         claimed = self.running
         if claimed is not None:
             self.runner.stop(claimed)
+
+    def _on_swallowed(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Interrupt the handler once more, a little later, where it met a `__del__` of its."""
+        if not self.runner.interrupts.is_lost(unraisable.exc_value):
+            sys.__unraisablehook__(unraisable)
+            return
+        again = threading.Timer(
+            AGAIN_SECONDS, signal.pthread_kill, (threading.main_thread().ident, STOP_ATTEMPT)
+        )
+        again.daemon = True
+        again.start()
 
     # -- report
 

@@ -7,6 +7,7 @@ seen in exactly one of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -15,6 +16,9 @@ import msgspec
 from orchestrator.db.connection import Session
 from orchestrator.payload import read
 from orchestrator.task import Attempt, Progress, State, Task
+
+# No id is as large.
+_BEYOND_ALL = 2**63 - 1
 
 Moment = TypeVar("Moment", datetime, datetime | None)
 
@@ -57,32 +61,104 @@ def state(session: Session, *, task_id: int) -> State | None:
     return None if found is None else State(found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which tasks: those that match all of these; None matches everything.
+
+    `type` ending in ":" is a prefix, as in the mux. `error` is a part of what the task shows as its
+    error, in whatever case. `older_than` and `newer_than` are seconds since it was created.
+    """
+
+    states: Sequence[State] | None = None
+    type: str | None = None
+    queue: str | None = None
+    tag: str | None = None
+    error: str | None = None
+    older_than: float | None = None
+    newer_than: float | None = None
+
+
 def page(
     session: Session,
+    filters: Filters | None = None,
     *,
-    states: Sequence[State] | None = None,
-    type: str | None = None,
-    queue: str | None = None,
-    tag: str | None = None,
     before: int | None = None,
     limit: int,
     with_attempts: bool = False,
 ) -> list[Task[Any]]:
     """List up to `limit` tasks, newest first.
 
-    None matches everything. `before` is the id to go on from: the last of the page before.
+    `before` is the id to go on from: the last of the page before.
     """
+    chosen = filters or Filters()
+    scoped = scope(session, chosen)
+    if scoped is None:
+        return []
+    if before is not None:
+        scoped["high"] = min(before, scoped["high"])
+    states = chosen.states
+    is_any = states is None and not chosen.error
     rows = session.all(
         "page",
-        states=None if states is None else [str(state) for state in states],
-        type=type,
-        queue=queue,
-        tag=tag,
-        before=before,
+        **scoped,
+        any_state=is_any,
+        by_body=is_any or (states is not None and State.SUCCEEDED in states and not chosen.error),
+        by_state=not is_any and (states is None or set(states) != {State.SUCCEEDED}),
+        by_body_too=any(
+            value is not None
+            for value in (chosen.queue, chosen.tag, chosen.older_than, chosen.newer_than)
+        ),
         limit=limit,
         with_attempts=with_attempts,
     )
     return [_task(row) for row in rows]
+
+
+def matching(session: Session, filters: Filters, *, limit: int | None = None) -> list[int]:
+    """List the ids of all tasks that match, oldest first, at most `limit`."""
+    scoped = scope(session, filters)
+    if scoped is None:
+        return []
+    return list(session.value("matching", **scoped, limit=limit))
+
+
+def scope(session: Session, filters: Filters) -> dict[str, Any] | None:
+    """Return the filters as the statements take them; None where nothing can match.
+
+    Names become ids, which never change, and ages become times and a range of ids: the planner
+    judges by such constants which index will find the tasks soonest.
+    """
+    by_kind = filters.type is not None or filters.queue is not None
+    scoped: dict[str, Any] = {
+        "states": None if filters.states is None else [str(state) for state in filters.states],
+        "by_kind": by_kind,
+        "types": None,
+        "queues": None,
+        "tag": filters.tag,
+        "error": filters.error or None,
+        "low": 0,
+        "high": _BEYOND_ALL,
+        "created_from": None,
+        "created_before": None,
+    }
+    if not by_kind and filters.older_than is None and filters.newer_than is None:
+        return scoped
+    row = session.one(
+        "scope",
+        type=filters.type,
+        queue=filters.queue,
+        older_than=filters.older_than,
+        newer_than=filters.newer_than,
+    )
+    if by_kind:
+        scoped |= {"types": row.types, "queues": row.queues}
+        if not row.types or not row.queues:
+            return None
+    if row.low is not None:
+        scoped["low"] = row.low
+    if row.high is not None:
+        scoped["high"] = row.high
+    return scoped | {"created_from": row.created_from, "created_before": row.created_before}
 
 
 def _task(row: Any) -> Task[Any]:

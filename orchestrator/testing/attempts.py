@@ -15,12 +15,12 @@ from typing import Any, NoReturn, TypeVar
 
 from orchestrator import logs
 from orchestrator.context import Context, Said
-from orchestrator.enqueueing import normalise
+from orchestrator.enqueueing import encode_payload, normalise
 from orchestrator.errors import ConfigError
 from orchestrator.mux import Mux
 from orchestrator.options import Policy
 from orchestrator.outcome import Budget, Ending, Outcome
-from orchestrator.payload import decode, encode, fits
+from orchestrator.payload import decode
 from orchestrator.runner import Runner
 from orchestrator.task import Claim, State, Task
 from orchestrator.tasktype import TaskType
@@ -173,10 +173,11 @@ def run(
     and `async def` alike; then the runner decides what follows. `attempt` is the number of this
     run, and unless `failures` says otherwise all before it have failed. `queue` to `timeout` are
     what the enqueuer could have said, `defaults` what `[defaults]` would. `state`, where given, is
-    `ctx.state` and no lifespan is run. `stopping` and `cancelled` are what the handler sees.
-    `connection` is a psycopg2 connection for `ctx.connection()`: what a handler wrote that did not
-    succeed is rolled back to where it began, and the rest is left to the test. `ctx.wait` and
-    `ctx.sleep` take no time.
+    `ctx.state` and no lifespan is run. `stopping` is what the handler sees. `cancelled` is asked
+    before it begins, by `ctx.cancelled`, and in `ctx.wait` and `ctx.sleep`, which raise `Cancelled`
+    where it is true, as in a worker any line may. `connection` is a psycopg2 connection for
+    `ctx.connection()`: what a handler wrote that did not succeed is rolled back to where it began,
+    and the rest is left to the test. `ctx.wait` and `ctx.sleep` take no time.
 
     Raises:
         ConfigError: the mux has faults, or serves no such type.
@@ -191,9 +192,7 @@ def run(
         max_attempts=max_attempts,
         timeout=timeout,
     )
-    body = encode(payload)
-    if isinstance(type, TaskType) and not fits(payload, type.payload):
-        decode(body, type.payload)
+    body = encode_payload(type, payload)
     if mux.resolve(options.type) is None:
         raise ConfigError(
             f"run(mux, {options.type!r}): the mux serves no such type, only "
@@ -229,6 +228,7 @@ def run(
             defaults=defaults,
             progress=lambda _, one: said.append(one),
             connect=None if lent is None else lambda _: lent.begin(),
+            interrupted=claimed,
         ) as made:
             return made.run(claimed)
 
@@ -247,20 +247,36 @@ def runner(
     defaults: Policy | None = None,
     progress: Callable[[Claim, Said], None],
     connect: Callable[[Claim], Any] | None,
+    interrupted: Claim | None = None,
 ) -> Runner:
-    """Make a runner as a worker has it, whose handlers do not sleep in `ctx.wait`."""
+    """Make a runner as a worker has it, whose handlers do not sleep in `ctx.wait`.
+
+    There, `interrupted` meets its `Cancelled`, once `cancelled` is true.
+    """
     is_cancelled = _asked(cancelled)
-    return Runner(
+
+    def wake(seconds: float) -> bool:
+        if interrupted is not None:
+            made.stop(interrupted)
+        return False
+
+    async def nap(seconds: float) -> bool:
+        wake(seconds)
+        await asyncio.sleep(0)
+        return False
+
+    made = Runner(
         mux,
         defaults=Policy() if defaults is None else defaults,
         state=state,
         stopping=_asked(stopping),
-        wake=_recording([]),
-        nap=_recording_nap([]),
+        wake=wake,
+        nap=nap,
         cancelled=lambda _: is_cancelled(),
         progress=progress,
         connect=connect,
     )
+    return made
 
 
 def reported(
@@ -345,9 +361,7 @@ def away_from_loops(function: Callable[[], T]) -> T:
 
     A worker has a loop of its own, and there can be one per thread.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _is_on_a_loop():
         return function()
     ended: list[T] = []
     raised: list[BaseException] = []
@@ -364,6 +378,14 @@ def away_from_loops(function: Callable[[], T]) -> T:
     if raised:
         raise raised[0]
     return ended[0]
+
+
+def _is_on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _asked(told: Told) -> Callable[[], bool]:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from orchestrator import payload as json
-from orchestrator.enqueueing import EnqueueOptions, check_key, normalise
+from orchestrator.enqueueing import EnqueueOptions, check_key, encode_payload, normalise
 from orchestrator.errors import PayloadError
 from orchestrator.outcome import Enqueue
 from orchestrator.task import State, Task
@@ -164,9 +164,7 @@ class _Collector:
 
 
 def _body(type: TaskType[Any, Any] | str, payload: Any, root: str) -> bytes:
-    body = json.encode(payload, root=root)
-    if isinstance(type, TaskType) and not json.fits(payload, type.payload):
-        json.decode(body, type.payload, root=root)
+    body = encode_payload(type, payload, root=root)
     if len(body) > json.DEFAULT_MAX_BYTES:
         raise PayloadError(
             f"{root}: has {len(body)} bytes as JSON, more than the default limit of "

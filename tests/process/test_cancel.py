@@ -60,6 +60,19 @@ def test_loop_that_swallows_exceptions_does_not_swallow_the_order_to_stop(
     assert causes(client.wait(task, timeout=20)) == [("cancelled", None)]
 
 
+def test_order_to_stop_that_meets_a_finalizer_is_not_lost(
+    node: Node, client: Client, tmp_path: Path
+) -> None:
+    note = tmp_path / "note"
+    task = started(client, "cancel:finalizer", file=str(note))
+    eventually(note.exists)
+
+    client.cancel(task)
+
+    # Not killed: the cause would be told.
+    assert causes(client.wait(task, timeout=20)) == [("cancelled", None)]
+
+
 def test_coroutine_in_a_process_pool_is_cancelled_too(node: Node, client: Client) -> None:
     task = started(client, "cancel:async")
 

@@ -34,6 +34,13 @@ def test_enqueue_of_what_is_no_json_is_refused_in_the_handler() -> None:
     assert ctx._end() == []
 
 
+def test_enqueue_of_what_does_not_fit_its_type_is_refused_in_the_handler() -> None:
+    ctx: Context[None] = Context(task_id=1, type="a")
+
+    with pytest.raises(PayloadError, match=r"payload\[0\]: Expected `int`, got `str`"):
+        ctx.enqueue(TaskType("b", list[int]), ["one"])  # type: ignore[list-item]
+
+
 def test_enqueue_after_the_end_of_the_attempt_is_an_error() -> None:
     ctx: Context[Any] = Context(task_id=17, type="a", attempt=3)
     ctx._end()

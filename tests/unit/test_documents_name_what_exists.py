@@ -75,12 +75,13 @@ def unknown(program: str, words: list[str]) -> list[str]:
     missing = []
     for i, word in enumerate(words):
         if isinstance(command, click.Group) and re.fullmatch(r"[a-z]+", word):
-            if word not in command.commands:
+            found = command.get_command(click.Context(command), word)
+            if found is None:
                 # The value of an option before it, as in `-o json`.
                 if i and words[i - 1].startswith("-"):
                     continue
                 return [*missing, word]
-            command = command.commands[word]
+            command = found
             options |= set(option_names(command))
         elif re.fullmatch(r"--?[a-z][a-z-]*", word) and word not in options:
             missing.append(word)
@@ -265,6 +266,9 @@ def exists(name: str) -> bool:
     except ImportError:
         try:
             return hasattr(importlib.import_module(module), last) or last in sql_names()
+        except ModuleNotFoundError as error:
+            # It is there, and a library that it is for is not.
+            return not str(error.name).startswith("orchestrator")
         except ImportError:
             return False
     return True

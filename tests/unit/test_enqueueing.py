@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from orchestrator.enqueueing import normalise
+from orchestrator.enqueueing import encode_payload, normalise
 from orchestrator.errors import PayloadError
 from orchestrator.tasktype import TaskType
 
@@ -87,3 +88,32 @@ def test_name_that_the_database_refuses_is_refused_before(name: Any) -> None:
 def test_option_that_breaks_its_rule_is_refused_by_name(options: Any, rule: str) -> None:
     with pytest.raises(PayloadError, match=rule):
         normalise("a", **options)
+
+
+@dataclass
+class Order:
+    number: int
+
+
+order = TaskType("order", Order)
+
+
+def test_a_payload_of_the_class_that_holds_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(PayloadError, match=r"^payload\.number: Expected `int`, got `str`"):
+        encode_payload(order, Order("five"))  # type: ignore[arg-type]
+
+
+def test_a_payload_beside_a_plain_string_is_not_judged() -> None:
+    assert encode_payload("order", Order("five")) == b'{"number":"five"}'  # type: ignore[arg-type]
+
+
+def test_whatever_the_code_of_a_payload_type_raises_is_a_payload_error() -> None:
+    @dataclass
+    class Broken:
+        number: int
+
+        def __post_init__(self) -> None:
+            raise KeyError("number")
+
+    with pytest.raises(PayloadError, match=r"^payload: KeyError: 'number'"):
+        encode_payload(TaskType("broken", Broken), {"number": 1})

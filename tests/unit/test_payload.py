@@ -25,7 +25,6 @@ from orchestrator.payload import (
     clean_text,
     decode,
     encode,
-    fits,
     read,
 )
 
@@ -287,21 +286,3 @@ def test_numbers_that_other_programs_enqueued_can_be_looked_at() -> None:
 
     assert found["n"] == Decimal("9" * 5000)
     assert found["x"] == math.inf
-
-
-@pytest.mark.parametrize(
-    ("value", "type", "expected"),
-    [
-        (Item("a"), Item, True),
-        ({"name": "a"}, Item, False),
-        ({}, dict, True),
-        (None, dict, False),
-        ({"to": "a"}, Mail, False),
-        ({1: "a"}, dict[int, str], False),
-        (object(), Any, True),
-    ],
-)
-def test_only_a_value_of_the_class_itself_fits_untried(
-    value: Any, type: Any, expected: bool
-) -> None:
-    assert fits(value, type) is expected

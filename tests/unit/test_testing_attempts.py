@@ -321,8 +321,45 @@ def test_the_outcome_tells_the_progress() -> None:
     assert outcome.said == [(3.0, 4.0, "three")]
 
 
+def once_begun() -> Any:
+    """Give what is false before the handler begins, and true afterwards."""
+    answers = iter([False])
+    return lambda: next(answers, True)
+
+
 def test_a_handler_sees_that_it_is_cancelled() -> None:
-    assert run(mux_of(lambda ctx, payload: ctx.cancelled), "a", cancelled=True).value is True
+    assert run(mux_of(lambda ctx, payload: ctx.cancelled), "a", cancelled=once_begun()).value
+
+
+def test_a_task_that_is_cancelled_before_does_not_begin() -> None:
+    called = []
+
+    outcome = run(mux_of(lambda ctx, payload: called.append(1)), "a", cancelled=True)
+
+    assert (outcome.state, called) == (State.CANCELLED, [])
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_handler_is_interrupted_where_it_waits(is_async: bool) -> None:
+    cleaned = []
+
+    def handler(ctx: Context[Any], payload: Any) -> None:
+        try:
+            ctx.wait("10h")
+        finally:
+            cleaned.append(1)
+
+    async def async_handler(ctx: Context[Any], payload: Any) -> None:
+        try:
+            await ctx.sleep("10h")
+        finally:
+            cleaned.append(1)
+
+    mux = mux_of(async_handler if is_async else handler)
+
+    outcome = run(mux, "a", cancelled=once_begun())
+
+    assert (outcome.state, cleaned) == (State.CANCELLED, [1])
 
 
 def test_a_handler_that_is_to_stop_sees_it() -> None:

@@ -1,0 +1,1 @@
+select task_id, answer from {schema}.cancel_many(%(ids)s::bigint[], %(states)s::text[])
