@@ -8,12 +8,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import psycopg2.extras
 import pytest
 
-from orchestrator import Client, DatabaseUnavailable, PayloadError, State
+from orchestrator import AsyncClient, Client, DatabaseUnavailable, PayloadError, State
 from orchestrator.db.connection import Session
 from orchestrator.errors import ConfigError, SchemaError
 from orchestrator.store.doorbell import listen
@@ -69,6 +70,23 @@ def test_client_without_url_lives_on_connections_that_are_given(dsn: str) -> Non
 def test_embedded_is_no_url_and_the_error_names_the_way() -> None:
     with pytest.raises(ConfigError, match="from_config"):
         Client("embedded")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": 5}, {"url": "mysql://u:secret@h/x"}, {"schema": 5}, {"schema": ""},
+        {"pool_size": "4"}, {"pool_size": 0}, {"pool_size": True}, {"connect_timeout": "5s"},
+        {"connect_timeout": 0}, {"connect_timeout": float("nan")},
+    ],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_place_of_a_wrong_kind_is_refused_by_the_constructor(kind: Any, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{kind.__name__}\\(") as caught:
+        kind(**wrong)
+
+    assert "secret" not in str(caught.value)
 
 
 def test_threads_share_no_more_sessions_than_the_pool_has(dsn: str, session: Session) -> None:
