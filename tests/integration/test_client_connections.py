@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tests.proxy import Proxy, proxied
 from tests.server import FAST, IMMEDIATE, own_server
 from tests.sql import count, rows, value
 from tests.support import eventually, never
+
+VERSION_1 = Path(__file__).parent.parent / "data" / "schema_v1.sql"
 
 
 @pytest.fixture
@@ -124,6 +127,14 @@ def test_refused_statement_does_not_cost_the_session(client: Client, session: Se
 def test_missing_schema_is_named_with_what_to_run(empty_dsn: str) -> None:
     with Client(empty_dsn) as client, pytest.raises(SchemaError, match="orchestratorctl migrate"):
         client.enqueue("a")
+
+
+def test_schema_of_an_older_version_is_named_with_what_to_run(empty_dsn: str) -> None:
+    with closing(psycopg2.connect(empty_dsn)) as connection, connection:
+        connection.cursor().execute(VERSION_1.read_text(encoding="utf-8"))
+
+    with Client(empty_dsn) as client, pytest.raises(SchemaError, match="orchestratorctl migrate"):
+        list(client.tasks())
 
 
 # -- forks
