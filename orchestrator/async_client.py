@@ -49,7 +49,9 @@ class AsyncClient:
         pool_size: int = 4,
         connect_timeout: float = 5.0,
     ) -> None:
-        check_place("AsyncClient", url, pool_size)
+        check_place(
+            "AsyncClient", url, schema=schema, pool_size=pool_size, connect_timeout=connect_timeout
+        )
         require_psycopg()
         self.schema = schema
         self._database = _Database(url, schema, pool_size, connect_timeout)

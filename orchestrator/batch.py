@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator import payload as json
 from orchestrator.db.channel import Channel
-from orchestrator.enqueueing import EnqueueOptions, check_key, encode_payload
+from orchestrator.enqueueing import EnqueueOptions, encode_payload, listed_keys
 from orchestrator.errors import PayloadError
 from orchestrator.store import tasks as stored
 from orchestrator.store.enqueue import Enqueued, enqueue, max_payload_bytes
@@ -120,11 +120,7 @@ def _keys(
 ) -> list[str | None] | None:
     if keys is None:
         return None if options.idempotency_key is None else [options.idempotency_key] * n
-    if isinstance(keys, str | bytes):
-        raise PayloadError(f"idempotency_keys = {keys!r}: must be a list with one key per payload")
-    checked = [check_key(key) for key in keys]
-    if len(checked) != n:
-        raise PayloadError(f"idempotency_keys: {len(checked)} keys for {n} payloads")
+    checked = listed_keys(keys, n=n)
     return checked if any(key is not None for key in checked) else None
 
 

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar, Unpack, overload
 
 from orchestrator import config
+from orchestrator.config_rules import redacted
 from orchestrator.db.channel import (
     Blocking,
     BlockingJoined,
@@ -29,6 +30,8 @@ from orchestrator.errors import ConfigError
 from orchestrator.task import State, Task
 from orchestrator.tasktype import PayloadOf, TaskType
 from orchestrator.verbs import Verbs
+
+_LONGEST_CONNECT_TIMEOUT = 86400.0
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -50,7 +53,9 @@ class Client:
         pool_size: int = 4,
         connect_timeout: float = 5.0,
     ) -> None:
-        check_place("Client", url, pool_size)
+        check_place(
+            "Client", url, schema=schema, pool_size=pool_size, connect_timeout=connect_timeout
+        )
         self.schema = schema
         self._database = _Database(url, schema, pool_size, connect_timeout)
         self._verbs: Verbs[Blocking] = Verbs(self._database, bell=self._ring_quietly)
@@ -368,14 +373,31 @@ class _Database:
         )
 
 
-def check_place(client: str, url: str | None, pool_size: int) -> None:
+def check_place(
+    client: str, url: Any, *, schema: Any, pool_size: Any, connect_timeout: Any
+) -> None:
     """Judge what a client is made with.
 
     Raises:
         ConfigError: it breaks a rule.
     """
-    if pool_size < 1:
-        raise ConfigError(f"{client}(pool_size={pool_size}): must be at least 1")
+    if isinstance(pool_size, bool) or not isinstance(pool_size, int) or pool_size < 1:
+        raise ConfigError(f"{client}(pool_size={pool_size!r}): must be an integer, at least 1")
+    if not isinstance(schema, str) or not schema:
+        raise ConfigError(f"{client}(schema={schema!r}): must be the name of a schema")
+    is_number = isinstance(connect_timeout, int | float) and not isinstance(connect_timeout, bool)
+    if not is_number or not 0 < connect_timeout < _LONGEST_CONNECT_TIMEOUT:
+        raise ConfigError(
+            f"{client}(connect_timeout={connect_timeout!r}): must be a number of seconds, above 0"
+        )
+    if url is not None and not isinstance(url, str):
+        raise ConfigError(
+            f"{client}({type(url).__qualname__}): the url must be text; a connection is given to "
+            "each call, as conn="
+        )
+    scheme, separator, _ = (url or "").partition("://")
+    if separator and scheme.split("+")[0] not in ("postgresql", "postgres"):
+        raise ConfigError(f"{client}({redacted(str(url))!r}): must begin with postgresql://")
     if url == config.EMBEDDED:
         raise ConfigError(
             f'{client}("embedded"): the place of the embedded server stands in the settings: use '

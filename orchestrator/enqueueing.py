@@ -5,7 +5,7 @@ Payloads are `payload`'s; what PostgreSQL makes of the options is `store.enqueue
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypedDict
 
@@ -121,6 +121,58 @@ def encode_payload(type: TaskType[Any, Any] | str, payload: Any, *, root: str = 
     if isinstance(type, TaskType) and type.payload is not Any and type.payload is not None:
         decode(body, type.payload, root=root)
     return body
+
+
+def check_names(function: str, options: Mapping[str, Any], *, also: Iterable[str] = ()) -> None:
+    """Judge the names of options that a function takes as `**options`.
+
+    Raises:
+        PayloadError: one key for many tasks.
+        TypeError: an option that there is not.
+    """
+    known = {*Options.__annotations__, *also}
+    for name in options:
+        if name in known:
+            continue
+        if name == "idempotency_key":
+            raise PayloadError(
+                f"{function}(idempotency_key=...) would make all tasks one: give "
+                "idempotency_keys, a list with one key per payload"
+            )
+        raise TypeError(
+            f"{function}() got an unexpected keyword argument {name!r}: the options are "
+            f"{', '.join(sorted(known))}"
+        )
+
+
+def listed(payloads: Any) -> list[Any]:
+    """Return the payloads for many tasks.
+
+    Raises:
+        PayloadError: they are none, or what was given is one payload, whose parts would become
+            tasks.
+    """
+    is_one = isinstance(payloads, str | bytes | Mapping) or hasattr(type(payloads), "model_dump")
+    if is_one or not isinstance(payloads, Iterable):
+        raise PayloadError(
+            f"payloads are a {type(payloads).__qualname__}: must be a list (or what can be "
+            "iterated over) with one payload per task"
+        )
+    return list(payloads)
+
+
+def listed_keys(keys: Any, *, n: int) -> list[str | None]:
+    """Return the idempotency keys of `n` tasks, one for each.
+
+    Raises:
+        PayloadError: they are not that many, or one breaks its rule.
+    """
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+        raise PayloadError(f"idempotency_keys = {keys!r}: must be a list with one key per payload")
+    checked = [check_key(key) for key in keys]
+    if len(checked) != n:
+        raise PayloadError(f"idempotency_keys: {len(checked)} keys for {n} payloads")
+    return checked
 
 
 def check_run_at(value: Any) -> datetime:

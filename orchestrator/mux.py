@@ -135,6 +135,12 @@ class Mux:
             ConfigError: the pattern or an option breaks its rule, or the pattern is taken.
         """
 
+        if callable(type):
+            raise ConfigError(
+                f"{_place(type)}: Mux.handler needs the task type, in parentheses: "
+                '@mux.handler("email:send")'
+            )
+
         def register(function: F) -> F:
             self.handle(type, function, retry=retry, timeout=timeout, max_crashes=max_crashes)
             return function

@@ -90,11 +90,6 @@ def orchestrator_client(
 def orchestrator_modules(pytestconfig: pytest.Config) -> Sequence[str]:
     """The modules with the handlers; override it, or set orchestrator_modules in pytest's ini."""
     modules: list[str] = pytestconfig.getini("orchestrator_modules")
-    if not modules:
-        raise pytest.UsageError(
-            "orchestrator_node needs to know your handlers: set orchestrator_modules = "
-            "myapp.handlers in pytest's configuration, or override the fixture orchestrator_modules"
-        )
     return modules
 
 
@@ -133,6 +128,12 @@ def orchestrator_start_node(
         settings: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> Node:
+        if not modules:
+            raise pytest.UsageError(
+                "a node needs to know your handlers: set orchestrator_modules = myapp.handlers in "
+                "pytest's configuration, override the fixture orchestrator_modules, or say "
+                "orchestrator_start_node(modules=...)"
+            )
         number = len(nodes) + 1
         node = Node(
             orchestrator_database_url,

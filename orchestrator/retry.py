@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from orchestrator.durations import seconds
 
@@ -25,13 +26,21 @@ class Retry:
     dead_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_attempts <= 32767:
+        is_integer = isinstance(self.max_attempts, int) and not isinstance(self.max_attempts, bool)
+        if not is_integer or not 1 <= self.max_attempts <= 32767:
             raise ValueError(
-                f"Retry(max_attempts={self.max_attempts}): must be 1..32767; 1 means no retry"
+                f"Retry(max_attempts={self.max_attempts!r}): must be 1..32767; 1 means no retry"
+            )
+        given: Any = self.dead_on
+        kinds = tuple(given) if isinstance(given, Iterable) else (given,)
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+            raise ValueError(
+                f"Retry(dead_on={self.dead_on!r}): must be classes of exceptions, such as "
+                "(ValueError,)"
             )
         object.__setattr__(self, "base", seconds(self.base))
         object.__setattr__(self, "cap", seconds(self.cap))
-        object.__setattr__(self, "dead_on", tuple(self.dead_on))
+        object.__setattr__(self, "dead_on", kinds)
 
 
 def delay(

@@ -26,6 +26,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -320,19 +321,27 @@ class Slots:
         if was_ready:
             words[offset + _DOWN_NS] = time.monotonic_ns()
 
-    def ask_to_stop(self, index: int, task_id: int, token: int) -> None:
-        """Ask the attempt to stop, if that is what the slot or a lane of it runs (supervisor only).
+    def ask_to_stop(self, index: int, attempts: Collection[tuple[int, int]]) -> None:
+        """Ask those attempts, (task, token), to stop that the slot or a lane of it runs.
 
-        The worker looks when it is signalled.
+        Supervisor only. The worker looks when it is signalled.
         """
-        words, offset = self._words, self._offset(index)
-        first, n_lanes = words[offset + _LANES_AT], words[offset + _N_LANES]
-        for at in (offset + _RECORD, *range(first, first + n_lanes * _LANE_WORDS, _LANE_WORDS)):
+        words = self._words
+        for at in self._records_at(index):
             record = self._record(at)
-            if (record[_TASK], record[_TOKEN]) == (task_id, token):
+            if (record[_TASK], record[_TOKEN]) in attempts:
                 words[at + _ASKED_TOKEN] = 0
-                words[at + _ASKED_TASK] = task_id
-                words[at + _ASKED_TOKEN] = token
+                words[at + _ASKED_TASK] = record[_TASK]
+                words[at + _ASKED_TOKEN] = record[_TOKEN]
+
+    def holds(self, index: int, task_id: int, token: int) -> bool:
+        """Tell whether the slot or a lane of it holds an attempt: cheaper than `read`."""
+        words = self._words
+        for at in self._records_at(index):
+            copy = at + _COPIES[words[at + _COUNTER] & 1]
+            if words[copy + _TASK] == task_id and self._record(at)[_TOKEN] == token:
+                return True
+        return False
 
     def writer(self, index: int) -> SlotWriter:
         return SlotWriter(self._words, self._offset(index))
@@ -376,12 +385,17 @@ class Slots:
         """Tell whether any worker claims, runs user code or reports: cheap, for the sweep."""
         words = self._words
         for index in range(self.header.wanted):
-            offset = self._offset(index)
-            first, n_lanes = words[offset + _LANES_AT], words[offset + _N_LANES]
-            for at in (offset + _RECORD, *range(first, first + n_lanes * _LANE_WORDS, _LANE_WORDS)):
+            for at in self._records_at(index):
                 if words[at + _COPIES[words[at + _COUNTER] & 1] + _PHASE] >= Phase.CLAIM:
                     return True
         return False
+
+    def _records_at(self, index: int) -> Iterator[int]:
+        """Tell where the records of a slot are: its own, then those of its lanes."""
+        words, offset = self._words, self._offset(index)
+        first, n_lanes = words[offset + _LANES_AT], words[offset + _N_LANES]
+        yield offset + _RECORD
+        yield from range(first, first + n_lanes * _LANE_WORDS, _LANE_WORDS)
 
     def _record(self, at: int) -> list[int]:
         """Read the valid copy of a record."""

@@ -80,14 +80,24 @@ class TaskType(Generic[P, R]):
         ttl: str | float | timedelta | None = None,
     ) -> None:
         self.name = check_type_name(name)
-        self.payload = payload
-        self.result = result
+        self.payload = _check_class(self.name, "payload", payload)
+        self.result = _check_class(self.name, "result", result)
         self.queue = check_queue_name(queue)
         self.priority = check_priority(priority)
         self.ttl = None if ttl is None else check_seconds("ttl", ttl)
 
     def __repr__(self) -> str:
         return f"TaskType({self.name!r}, {getattr(self.payload, '__name__', self.payload)!s})"
+
+
+def _check_class(name: str, what: str, given: Any) -> Any:
+    # What stands for a type and is no class (Optional[...], Any, NewType) is of these modules.
+    is_one = isinstance(given, type) or given is None
+    if not is_one and type(given).__module__ not in ("types", "typing", "typing_extensions"):
+        raise PayloadError(
+            f"TaskType({name!r}): {what} = {given!r}: must be a type, such as dict or a dataclass"
+        )
+    return given
 
 
 def check_type_name(name: Any) -> str:

@@ -30,7 +30,7 @@ from orchestrator.batch import Batch
 from orchestrator.db.channel import C, Channel, JoinedChannel, Lender
 from orchestrator.db.joining import Bell
 from orchestrator.durations import seconds
-from orchestrator.enqueueing import normalise
+from orchestrator.enqueueing import check_names, listed, normalise
 from orchestrator.errors import (
     DatabaseUnavailable,
     NotDead,
@@ -103,12 +103,8 @@ class Verbs(Generic[C]):
         idempotency_keys: Iterable[str | None] | None,
         **options: Any,
     ) -> list[Task[Any]]:
-        if "idempotency_key" in options:
-            raise PayloadError(
-                "enqueue_many(idempotency_key=...) would make all tasks one: give "
-                "idempotency_keys, a list with one key per payload"
-            )
-        batch = Batch(type, normalise(type, **options), list(payloads), idempotency_keys)
+        check_names("enqueue_many", options)
+        batch = Batch(type, normalise(type, **options), listed(payloads), idempotency_keys)
         return await self._write(batch, conn, on_progress) if batch.bodies else []
 
     async def _write(
@@ -122,7 +118,9 @@ class Verbs(Generic[C]):
 
         if conn is not None:
             return await self._write_joined(await self._database.join(conn), write)
-        operation = write if len(batch.chunks) == 1 else _in_transaction(write)
+        # What `on_progress` raises undoes the batch, so it is asked before the commit.
+        is_one_statement = len(batch.chunks) == 1 and on_progress is None
+        operation = write if is_one_statement else _in_transaction(write)
         tasks = await self._run(operation, is_repeatable=batch.is_keyed)
         if _can_run_now(tasks):
             await self.ring_quietly()
@@ -163,13 +161,15 @@ class Verbs(Generic[C]):
     ) -> AsyncGenerator[Task[Any], None]:
         filters = stored.Filters(
             states=None if state is None else _states(state),
-            type=type.name if isinstance(type, TaskType) else type,
-            queue=queue,
-            tag=tag,
-            error=error,
+            type=type.name if isinstance(type, TaskType) else _text("type", type),
+            queue=_text("queue", queue),
+            tag=_text("tag", tag),
+            error=_text("error", error),
             older_than=None if older_than is None else seconds(older_than),
             newer_than=None if newer_than is None else seconds(newer_than),
         )
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+            raise PayloadError(f"limit = {limit!r}: must be an integer, or None for all tasks")
         before: int | None = None
         left = limit
         while left is None or left > 0:
@@ -313,12 +313,17 @@ def _can_run_now(tasks: Iterable[Task[Any]]) -> bool:
 
 
 def _states(state: State | str | Sequence[State | str]) -> list[State]:
-    given = [state] if isinstance(state, str) else list(state)
     known = ", ".join(State)
     try:
-        return [State(name) for name in given]
-    except ValueError as error:
+        return [State(name) for name in ([state] if isinstance(state, str) else state)]
+    except (TypeError, ValueError) as error:
         raise PayloadError(f"state = {state!r}: must be one or several of {known}") from error
+
+
+def _text(option: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or "\0" in value):
+        raise PayloadError(f"{option} = {value!r}: must be text without NUL, or None for all tasks")
+    return value
 
 
 def _id(task: Task[Any] | int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from orchestrator.db.async_connection import AsyncSession
-from orchestrator.db.joining import Bell, check_dialect, fetched, hang, of
+from orchestrator.db.joining import Bell, check_dialect, connecting, fetched, hang, of
 
 KINDS = (
     "an AsyncConnection of psycopg 3, or an AsyncSession, async_scoped_session or AsyncConnection "
@@ -69,7 +69,8 @@ async def join(conn: Any, schema: str) -> AsyncJoined:
     if isinstance(conn, of("sqlalchemy.ext.asyncio", "async_scoped_session")):
         conn = conn()
     if isinstance(conn, of("sqlalchemy.ext.asyncio", "AsyncSession")):
-        conn = await conn.connection()
+        with connecting():
+            conn = await conn.connection()
     if isinstance(conn, of("sqlalchemy.ext.asyncio", "AsyncConnection")):
         check_dialect(conn)
         return _SQLAlchemy(conn, schema)

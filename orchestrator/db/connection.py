@@ -42,6 +42,7 @@ _SCHEMA_STATES = {
     errorcodes.INVALID_SCHEMA_NAME,
     errorcodes.UNDEFINED_TABLE,
     errorcodes.UNDEFINED_FUNCTION,
+    errorcodes.UNDEFINED_COLUMN,
 }
 # The time limit of a statement or of a wait for a lock.
 _TIMEOUT_STATES = {errorcodes.QUERY_CANCELED, errorcodes.LOCK_NOT_AVAILABLE}

@@ -25,6 +25,7 @@ from typing import Any
 import psycopg2.extensions
 
 from orchestrator.db.connection import Session, named, named_rows, translated_errors
+from orchestrator.errors import DatabaseUnavailable
 
 # Rings the doorbell and never raises. Two bells of one client are equal.
 Bell = Callable[[], object]
@@ -126,6 +127,8 @@ class _Django(Joined):
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
+        with connecting():
+            self.connection.ensure_connection()
         if self.connection.in_atomic_block or not self.connection.get_autocommit():
             yield
             return
@@ -154,7 +157,8 @@ def join(conn: Any, schema: str) -> Joined:
     if isinstance(conn, of("sqlalchemy.orm", "scoped_session")):
         conn = conn()
     if isinstance(conn, of("sqlalchemy.orm", "Session")):
-        conn = conn.connection()
+        with connecting():
+            conn = conn.connection()
     if isinstance(conn, of("sqlalchemy", "Connection")):
         check_dialect(conn)
         return _SQLAlchemy(conn, schema)
@@ -172,6 +176,17 @@ def join(conn: Any, schema: str) -> Joined:
             f"conn = {conn!r}: is to be awaited, and Client does not: use orchestrator.AsyncClient"
         )
     raise TypeError(f"conn = {conn!r}: must be {KINDS}")
+
+
+@contextlib.contextmanager
+def connecting() -> Iterator[None]:
+    """Raise our errors while a library opens a connection: nothing has been sent on it."""
+    try:
+        with translated_errors():
+            yield
+    except DatabaseUnavailable as error:
+        error.unknown = False
+        raise
 
 
 def of(module: str, name: str) -> Any:

@@ -66,10 +66,12 @@ class Ack(Message, frozen=True, kw_only=True, tag="ack"):
 
 
 class Kill(Message, frozen=True, kw_only=True, tag="kill"):
-    """End an attempt, if its worker still runs it: a cancelled one is asked first."""
+    """End attempts, (task, token), if their workers still run them: cancelled ones are asked first.
 
-    task_id: int
-    token: int
+    Many in one message: each costs the supervisor a look at all that runs.
+    """
+
+    attempts: list[tuple[int, int]]
     cause: Cause
 
 

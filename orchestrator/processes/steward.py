@@ -62,6 +62,7 @@ from orchestrator.store.running import flagged, running
 RECONCILE_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
 UNHOLD_SLICE = 1000
+KILLS_AT_ONCE = 1000  # of 40 bytes each, in one message
 BURY_SECONDS = 5.0
 LEAVE_SECONDS = 3.0
 
@@ -379,9 +380,13 @@ class Steward:
 
         At every poll again, while a flagged row exists: the attempt may just have been claimed.
         """
-        for row in flagged(session, node=self.node):
-            kill = messages.Kill(task_id=row.id, token=row.token, cause=Cause.CANCELLED)
-            self._tell(kill)
+        attempts = [(row.id, row.token) for row in flagged(session, node=self.node)]
+        self._ask_to_end(attempts, Cause.CANCELLED)
+
+    def _ask_to_end(self, attempts: list[tuple[int, int]], cause: Cause) -> None:
+        for first in range(0, len(attempts), KILLS_AT_ONCE):
+            some = attempts[first : first + KILLS_AT_ONCE]
+            self._tell(messages.Kill(attempts=some, cause=cause))
 
     def _wake(self, pool: config.PoolSettings, wanted: int) -> None:
         """Write one byte per task into the pool's pipe, less those not yet read.
@@ -477,16 +482,14 @@ class Steward:
             if released:
                 log.warning("tasks.reconciled", released=released)
         known = {(row.id, row.token) for row in rows}
+        lost = []
         for record in (record for view in views for record in view.running):
             attempt = (record.task_id, record.token)
             if attempt in before and attempt not in known:
                 log.warning("claim.lost", task_id=record.task_id, attempt=record.attempt)
                 metrics.claim_lost()
-                self._tell(
-                    messages.Kill(
-                        task_id=record.task_id, token=record.token, cause=Cause.LOST_CLAIM
-                    )
-                )
+                lost.append(attempt)
+        self._ask_to_end(lost, Cause.LOST_CLAIM)
 
     def _running_tokens(self) -> set[tuple[int, int]]:
         views = self.slots.occupied()

@@ -41,7 +41,7 @@ from orchestrator.processes.children import Children, Kind, Plan, Signal, Spawn,
 from orchestrator.processes.crashes import Reason, blame_for, casualties, cause_of_death
 from orchestrator.processes.estate import Estate
 from orchestrator.processes.signals import STOP_ATTEMPT, SignalInbox, spell
-from orchestrator.slots import MAX_SLOTS, Record, SlotView
+from orchestrator.slots import MAX_SLOTS, SlotView
 
 SWEEP_SECONDS = 0.25
 HEALTHY_SECONDS = 10.0
@@ -291,8 +291,8 @@ class Supervisor:
                     self._on_ready(process, ready)
                 case messages.Ack(incarnation=incarnation):
                     self.reports.pop(incarnation, None)
-                case messages.Kill(task_id=task_id, token=token, cause=cause):
-                    self._end_attempt(task_id, token, cause)
+                case messages.Kill(attempts=attempts, cause=cause):
+                    self._end_attempts(attempts, cause)
                 case messages.Down(reason=reason):
                     log.warning("database.down", reason=reason)
                 case messages.Failed() as failed:
@@ -500,11 +500,10 @@ class Supervisor:
     def _on_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.estate.bell_fd)
-        for process in self.processes.values():
-            if process.kind is Kind.WORKER:
-                view = self.slots.read(process.index)
-                if view is not None and view.is_ready:
-                    self.children.became_ready(process.incarnation)
+        for process in self._workers():
+            view = self.slots.read(process.index)
+            if view is not None and view.is_ready:
+                self.children.became_ready(process.incarnation)
         if self.sweep_at is None:
             self.sweep_at = time.monotonic() + SWEEP_SECONDS
 
@@ -516,23 +515,31 @@ class Supervisor:
             self.sweep_at = None
             return
         self.sweep_at = now + SWEEP_SECONDS
-        running = [record for view in self.slots.occupied() for record in view.running]
+        views = {view.incarnation: view for view in self.slots.occupied()}
+        # Not those of the dead, whose reports are not listed yet.
+        workers = [(it, views[it.incarnation]) for it in self._workers() if it.incarnation in views]
+        running = {
+            (record.task_id, record.token): worker
+            for worker, view in workers
+            for record in view.running
+        }
         clock = time.monotonic_ns()
-        for record in running:
-            if 0 < record.hard_deadline_ns <= clock:
-                self._kill_attempt(record.task_id, record.token, Cause.TIMEOUT)
-        self._end_patience({(record.task_id, record.token) for record in running}, now)
+        for worker, view in workers:
+            for record in view.running:
+                if 0 < record.hard_deadline_ns <= clock:
+                    self._kill_attempt(worker, (record.task_id, record.token), Cause.TIMEOUT)
+        self._end_patience(running, now)
         self._fence(running)
 
-    def _end_patience(self, running: set[tuple[int, int]], now: float) -> None:
+    def _end_patience(self, running: dict[tuple[int, int], Process], now: float) -> None:
         """Kill the attempts that were asked to stop and did not within their grace."""
         for key, asked in list(self.asked.items()):
             if key not in running:
                 del self.asked[key]
             elif now >= asked.kill_at:
-                self._kill_attempt(*key, asked.cause)
+                self._kill_attempt(running[key], key, asked.cause)
 
-    def _fence(self, running: list[Record]) -> None:
+    def _fence(self, running: dict[tuple[int, int], Process]) -> None:
         """End our own tasks before others may take them: this node could not beat in time.
 
         Here and not in the steward, which may be what is stuck. A node that is alone never does
@@ -548,48 +555,45 @@ class Supervisor:
         if self.fenced_node != header.node_id:
             self.fenced_node = header.node_id
             log.error("node.fenced", node=header.node_id, running=len(running))
-        for record in running:
-            self._kill_attempt(record.task_id, record.token, Cause.FENCED)
+        for key, worker in running.items():
+            self._kill_attempt(worker, key, Cause.FENCED)
 
-    def _end_attempt(self, task_id: int, token: int, cause: Cause) -> None:
-        """End an attempt: at once, or, where it can clean up or has neighbours, ask it first."""
-        process = self._worker_of(task_id, token)
-        if process is None:
-            return
-        if cause is not Cause.CANCELLED and not self.lanes[process.index][1]:
-            self._kill_attempt(task_id, token, cause)
-            return
-        if (task_id, token) in self.asked:
-            return
+    def _end_attempts(self, attempts: list[tuple[int, int]], cause: Cause) -> None:
+        """End attempts: at once, or, where they can clean up or have neighbours, ask them first."""
+        wanted = set(attempts) - self.asked.keys()
+        for worker in self._workers() if wanted else ():
+            view = self.slots.read(worker.index)
+            held = [(record.task_id, record.token) for record in view.records] if view else []
+            found = wanted.intersection(held)
+            if not found:
+                continue
+            if cause is Cause.CANCELLED or self.lanes[worker.index][1]:
+                self._ask_to_stop(worker, found, cause)
+            else:
+                for key in found:
+                    self._kill_attempt(worker, key, cause)
+
+    def _ask_to_stop(self, worker: Process, attempts: set[tuple[int, int]], cause: Cause) -> None:
         kill_at = time.monotonic() + self.settings.node.cancel_grace
-        self.asked[task_id, token] = Asked(cause, kill_at)
-        self.slots.ask_to_stop(process.index, task_id, token)
-        log.info("attempt.asked_to_stop", task_id=task_id, cause=cause, worker=process.name)
+        self.asked.update(dict.fromkeys(attempts, Asked(cause, kill_at)))
+        self.slots.ask_to_stop(worker.index, attempts)
+        for task_id, _ in sorted(attempts):
+            log.info("attempt.asked_to_stop", task_id=task_id, cause=cause, worker=worker.name)
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(process.pidfd, STOP_ATTEMPT)
+            signal.pidfd_send_signal(worker.pidfd, STOP_ATTEMPT)
 
-    def _kill_attempt(self, task_id: int, token: int, cause: Cause) -> None:
+    def _kill_attempt(self, worker: Process, attempt: tuple[int, int], cause: Cause) -> None:
         """Kill the worker of an attempt, if that is still what it runs."""
-        process = self._worker_of(task_id, token)
-        if process is None:
-            return
-        if process.killed_for is None:
+        if worker.killed_for is None:
+            if not self.slots.holds(worker.index, *attempt):
+                return
             # A fence is meant for all that run here.
-            process.killed_for = (
-                Reason(cause) if cause is Cause.FENCED else Reason(cause, task_id, token)
-            )
-            log.info("attempt.killed", task_id=task_id, cause=cause, worker=process.name)
-        self._kill_group(process)
+            worker.killed_for = Reason(cause) if cause is Cause.FENCED else Reason(cause, *attempt)
+            log.info("attempt.killed", task_id=attempt[0], cause=cause, worker=worker.name)
+        self._kill_group(worker)
 
-    def _worker_of(self, task_id: int, token: int) -> Process | None:
-        """Find the worker that runs, or reports, an attempt."""
-        for process in self.processes.values():
-            view = self.slots.read(process.index) if process.kind is Kind.WORKER else None
-            if view is not None and any(
-                (record.task_id, record.token) == (task_id, token) for record in view.records
-            ):
-                return process
-        return None
+    def _workers(self) -> list[Process]:
+        return [process for process in self.processes.values() if process.kind is Kind.WORKER]
 
     def _signal(self, command: Signal) -> None:
         process = self.processes.get(command.incarnation)

@@ -34,7 +34,7 @@ def embedded_server() -> Iterator[str]:
     # Short, for the path of the socket, and open to the account that root's server is dropped to.
     base = Path("/tmp")
     for left in base.glob(f"{_PREFIX}*"):
-        if is_lock_free(Layout(left).lock):
+        if _is_left(Path(Layout(left).lock)):
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
     folder.chmod(0o755)
@@ -49,6 +49,14 @@ def embedded_server() -> Iterator[str]:
         server.stop()
         server.unlock()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(lock: Path) -> bool:
+    """Return whether the server of this lock has ended. An empty one is about to be taken."""
+    try:
+        return lock.stat().st_size > 0 and is_lock_free(lock)
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -70,6 +70,11 @@ def drain(
         BaseException: what a lifespan raised. What a handler raises is in its outcome.
     """
 
+    if not isinstance(mux, Mux) or not hasattr(client, "enqueue_many"):
+        raise TypeError(f"drain({mux!r}, {client!r}): must be a Mux, then a Client or AsyncClient")
+    if isinstance(queues, str):
+        raise TypeError(f"drain(queues={queues!r}): must be a list of names, such as [{queues!r}]")
+
     def drain_it() -> list[AttemptOutcome]:
         with _opened(client) as session, _Database(client, session) as database:
             made = runner(

@@ -7,6 +7,7 @@ asked for by `ctx.enqueue`, or through a database.
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import inspect
 import itertools
@@ -19,7 +20,14 @@ from typing import Any
 import msgspec
 
 from orchestrator import payload as json
-from orchestrator.enqueueing import EnqueueOptions, check_key, encode_payload, normalise
+from orchestrator.enqueueing import (
+    EnqueueOptions,
+    check_names,
+    encode_payload,
+    listed,
+    listed_keys,
+    normalise,
+)
 from orchestrator.errors import PayloadError
 from orchestrator.outcome import Enqueue
 from orchestrator.task import State, Task
@@ -63,6 +71,8 @@ def capture(client: Any) -> Iterator[list[Task[Any]]]:
     as ever. An idempotency key that was used in the block gives the earlier task, `existing`. Takes
     a `Client` or an `AsyncClient`; its other methods still go to the database.
     """
+    if not hasattr(type(client), "enqueue_many"):
+        raise TypeError(f"capture({client!r}): must be the Client or AsyncClient that enqueues")
     captured: list[Task[Any]] = []
     collector = _Collector(captured)
     is_async = inspect.iscoroutinefunction(type(client).enqueue)
@@ -110,6 +120,7 @@ class _Collector:
         conn: Any = None,
         **options: Any,
     ) -> Task[Any]:
+        check_names("enqueue", options, also=["idempotency_key"])
         normalised = normalise(type, **options)
         body = _body(type, payload, "payload")
         return self._add(type, normalised, body, normalised.idempotency_key)
@@ -124,20 +135,14 @@ class _Collector:
         idempotency_keys: Iterable[str | None] | None = None,
         **options: Any,
     ) -> list[Task[Any]]:
-        if "idempotency_key" in options:
-            raise PayloadError(
-                "enqueue_many(idempotency_key=...) would make all tasks one: give "
-                "idempotency_keys, a list with one key per payload"
-            )
+        check_names("enqueue_many", options)
         normalised = normalise(type, **options)
-        bodies = [_body(type, payload, f"payloads[{i}]") for i, payload in enumerate(payloads)]
-        keys = [None] * len(bodies) if idempotency_keys is None else list(idempotency_keys)
-        if len(keys) != len(bodies):
-            raise PayloadError(f"idempotency_keys: {len(keys)} keys for {len(bodies)} payloads")
-        checked = [check_key(key) for key in keys]
+        given = listed(payloads)
+        bodies = [_body(type, payload, f"payloads[{i}]") for i, payload in enumerate(given)]
+        n = len(bodies)
+        keys = [None] * n if idempotency_keys is None else listed_keys(idempotency_keys, n=n)
         tasks = [
-            self._add(type, normalised, body, key)
-            for body, key in zip(bodies, checked, strict=True)
+            self._add(type, normalised, body, key) for body, key in zip(bodies, keys, strict=True)
         ]
         if on_progress is not None and tasks:
             on_progress(len(tasks), len(tasks))
@@ -277,6 +282,11 @@ def _tasks(within: Any) -> list[Task[Any]]:
             )
         # The oldest first, as in a capture.
         return list(found)[::-1]
+    if isinstance(within, str | bytes) or not isinstance(within, Iterable):
+        raise TypeError(
+            f"within = {within!r}: must be captured tasks, a context, an outcome, a list of them, "
+            "or a Client"
+        )
     return list(itertools.chain.from_iterable(_tasks(one) for one in within))
 
 
@@ -286,6 +296,12 @@ class _Wanted:
     def __init__(
         self, type: TaskType[Any, Any] | str, payload: Any, options: Mapping[str, Any]
     ) -> None:
+        check_names("assert_enqueued", options, also=["idempotency_key"])
+        if isinstance(payload, builtins.type):
+            raise TypeError(
+                f"payload = {payload!r}: is a class, and would be called with the payload: give "
+                "an instance of it, a dict or a function"
+            )
         normalised = normalise(type, **options)
         self.type = normalised.type
         self.payload = payload

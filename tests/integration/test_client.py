@@ -386,3 +386,41 @@ def test_client_works_on_in_a_forked_child(client: Client) -> None:
 def test_server_that_is_not_there_is_unavailable_and_says_where() -> None:
     with pytest.raises(DatabaseUnavailable, match=r"127\.0\.0\.1"):
         Client("postgresql://u:secret@127.0.0.1:1/x").enqueue("a")
+
+
+def test_batch_of_one_statement_is_undone_when_its_progress_raises(client: Client) -> None:
+    def stop(done: int, total: int) -> None:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        client.enqueue_many("a", [1, 2], on_progress=stop)
+
+    assert list(client.tasks()) == []
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"queue": 5}, {"tag": ["a"]}, {"type": 5}, {"type": "a\0b"}, {"error": b"x"},
+        {"state": 5}, {"state": "gone"}, {"limit": "5"}, {"limit": True},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_filter_of_a_wrong_kind_is_refused_by_name(client: Client, filters: Any) -> None:
+    (name,) = filters
+
+    with pytest.raises(PayloadError, match=f"^{name} = "):
+        list(client.tasks(**filters))
+
+
+@pytest.mark.parametrize("payloads", [{"a": 1}, "abc", b"abc", 5, None], ids=repr)
+def test_one_payload_is_not_taken_for_many(client: Client, payloads: Any) -> None:
+    with pytest.raises(PayloadError, match=r"^payloads are a .*one payload per task"):
+        client.enqueue_many("a", payloads)
+
+    assert list(client.tasks()) == []
+
+
+def test_misspelt_option_of_many_is_named_with_those_that_there_are(client: Client) -> None:
+    with pytest.raises(TypeError, match=r"enqueue_many\(\).*'prio'.*priority"):
+        client.enqueue_many("a", [1], prio=1)  # type: ignore[call-overload]

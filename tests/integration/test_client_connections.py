@@ -7,13 +7,15 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import psycopg2.extras
 import pytest
 
-from orchestrator import Client, DatabaseUnavailable, PayloadError, State
+from orchestrator import AsyncClient, Client, DatabaseUnavailable, PayloadError, State
 from orchestrator.db.connection import Session
 from orchestrator.errors import ConfigError, SchemaError
 from orchestrator.store.doorbell import listen
@@ -23,6 +25,8 @@ from tests.proxy import Proxy, proxied
 from tests.server import FAST, IMMEDIATE, own_server
 from tests.sql import count, rows, value
 from tests.support import eventually, never
+
+VERSION_1 = Path(__file__).parent.parent / "data" / "schema_v1.sql"
 
 
 @pytest.fixture
@@ -71,6 +75,23 @@ def test_embedded_is_no_url_and_the_error_names_the_way() -> None:
         Client("embedded")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": 5}, {"url": "mysql://u:secret@h/x"}, {"schema": 5}, {"schema": ""},
+        {"pool_size": "4"}, {"pool_size": 0}, {"pool_size": True}, {"connect_timeout": "5s"},
+        {"connect_timeout": 0}, {"connect_timeout": float("nan")},
+    ],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_place_of_a_wrong_kind_is_refused_by_the_constructor(kind: Any, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{kind.__name__}\\(") as caught:
+        kind(**wrong)
+
+    assert "secret" not in str(caught.value)
+
+
 def test_threads_share_no_more_sessions_than_the_pool_has(dsn: str, session: Session) -> None:
     with Client(dsn, pool_size=3) as client, ThreadPoolExecutor(12) as threads:
         tasks = list(threads.map(lambda n: client.enqueue("a", n), range(120)))
@@ -106,6 +127,14 @@ def test_refused_statement_does_not_cost_the_session(client: Client, session: Se
 def test_missing_schema_is_named_with_what_to_run(empty_dsn: str) -> None:
     with Client(empty_dsn) as client, pytest.raises(SchemaError, match="orchestratorctl migrate"):
         client.enqueue("a")
+
+
+def test_schema_of_an_older_version_is_named_with_what_to_run(empty_dsn: str) -> None:
+    with closing(psycopg2.connect(empty_dsn)) as connection, connection:
+        connection.cursor().execute(VERSION_1.read_text(encoding="utf-8"))
+
+    with Client(empty_dsn) as client, pytest.raises(SchemaError, match="orchestratorctl migrate"):
+        list(client.tasks())
 
 
 # -- forks

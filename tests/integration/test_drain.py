@@ -342,3 +342,13 @@ def test_it_can_be_called_by_an_async_test_with_its_client(dsn: str, mux: Mux) -
             return [outcome.value for outcome in drain(mux, client)]
 
     assert asyncio.run(test()) == [5]
+
+
+def test_a_text_for_the_queues_is_refused(client: Client) -> None:
+    with pytest.raises(TypeError, match=r"such as \['mail'\]"):
+        drain(Mux(), client, queues="mail")
+
+
+def test_what_is_no_mux_or_no_client_is_refused(client: Client) -> None:
+    with pytest.raises(TypeError, match="must be a Mux, then a Client"):
+        drain(client, Mux())  # type: ignore[arg-type]

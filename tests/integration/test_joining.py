@@ -522,3 +522,13 @@ def test_session_on_another_database_is_refused() -> None:
     with OrmSession(sqlalchemy.create_engine("sqlite://")) as orm:
         with pytest.raises(TypeError, match=r"sqlite\+pysqlite.*must be postgresql\+psycopg2"):
             Client().enqueue("a", conn=orm)
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_session_that_cannot_connect_is_our_error_and_nothing_was_enqueued(driver: str) -> None:
+    engine = sqlalchemy.create_engine(f"postgresql+{driver}://nobody@127.0.0.1:1/nowhere")
+
+    with OrmSession(engine) as session, pytest.raises(DatabaseUnavailable) as caught:
+        Client().enqueue("a", 1, conn=session)
+
+    assert not caught.value.unknown

@@ -213,6 +213,20 @@ def test_one_that_blocks_the_loop_is_killed_at_its_time_limit_and_charged_alone(
     assert rows(session, "select failures, crashes, losses from dead") == [(1, 0, 0)]
 
 
+def test_a_thousand_cancelled_at_once_are_all_asked_and_the_stubborn_killed_in_time(
+    dsn: str, client: Client, session: Session, tmp_path: Path
+) -> None:
+    with running(dsn, tmp_path, **fields(POOL.replace("= 20", "= 1000"))):
+        tasks = client.enqueue_many("io:stubborn", [{}] * 1000, queue="io")
+        eventually(lambda: rows(session, "select count(*) from running") == [(1000,)], timeout=20)
+
+        for task in tasks:
+            client.cancel(task)
+
+        ended = "select state, count(*) from outcome group by 1"
+        eventually(lambda: rows(session, ended) == [("cancelled", 1000)], timeout=15)
+
+
 # -- crashes
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from orchestrator.db.layout import Layout
+from orchestrator.testing.database import embedded_server
 from tests.node import alive
 from tests.plugin import PLUGIN_OPTIONS
 from tests.support import eventually
@@ -244,6 +248,19 @@ def test_without_handlers_the_error_says_what_to_set(project: pytest.Pytester, d
     result.stdout.fnmatch_lines(["*set orchestrator_modules = *"])
 
 
+def test_a_test_may_name_the_handlers_itself(project: pytest.Pytester, dsn: str) -> None:
+    project.makepyfile(
+        test_it="""
+        def test_it(orchestrator_start_node):
+            assert orchestrator_start_node(modules=["myhandlers"]).stop() == 0
+        """
+    )
+
+    result = run(project, dsn, "-o", "orchestrator_modules=")
+
+    result.assert_outcomes(passed=1)
+
+
 def test_without_a_url_there_is_an_embedded_server_for_the_run(project: pytest.Pytester) -> None:
     project.makepyfile(
         test_it="""
@@ -306,3 +323,15 @@ def test_pytest_starts_without_loading_what_the_fixtures_need(
     result = project.runpytest_subprocess()
 
     result.assert_outcomes(passed=1)
+
+
+def test_folder_whose_lock_is_about_to_be_taken_is_left_alone() -> None:
+    # As that of another process of the same test run (pytest-xdist).
+    folder = Path(tempfile.mkdtemp(prefix="orc-pytest-", dir="/tmp"))
+    try:
+        Layout(folder).lock.touch()
+
+        with embedded_server():
+            assert folder.exists()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

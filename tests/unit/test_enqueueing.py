@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Literal, NewType, Optional
 
 import pytest
 
@@ -117,3 +117,20 @@ def test_whatever_the_code_of_a_payload_type_raises_is_a_payload_error() -> None
 
     with pytest.raises(PayloadError, match=r"^payload: KeyError: 'number'"):
         encode_payload(TaskType("broken", Broken), {"number": 1})
+
+
+@pytest.mark.parametrize("wrong", ["Order", {"number": int}, Order(1), 5], ids=repr)
+def test_what_is_no_type_is_none_of_a_payload_or_result(wrong: Any) -> None:
+    with pytest.raises(PayloadError, match=r"^TaskType\('a'\): payload = .* must be a type"):
+        TaskType("a", wrong)
+    with pytest.raises(PayloadError, match=r"^TaskType\('a'\): result = .* must be a type"):
+        TaskType("a", dict, wrong)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Any, None, list[Order], Order | None, Optional[Order], Literal["a"], NewType("N", int)],  # noqa: UP045
+    ids=repr,
+)
+def test_whatever_stands_for_a_type_is_one(kind: Any) -> None:
+    assert TaskType("a", kind, kind).payload is kind

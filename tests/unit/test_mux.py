@@ -403,3 +403,8 @@ def test_payload_type_that_json_cannot_become_is_an_error_at_start() -> None:
 
     with pytest.raises(ConfigError, match=r"Unfit.*use a dict, dataclass"):
         mux.check()
+
+
+def test_decorator_without_its_parentheses_is_an_error_with_the_way() -> None:
+    with pytest.raises(ConfigError, match=r'test_mux\.handler .*@mux\.handler\("email:send"\)'):
+        Mux().handler(handler)  # type: ignore[call-overload]

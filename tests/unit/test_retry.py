@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -107,3 +108,19 @@ def test_exceptions_that_end_a_task_may_be_given_as_a_list() -> None:
 
     assert retry.dead_on == (ValueError,)
     assert hash(retry) == hash(Retry(dead_on=(ValueError,)))
+
+
+@pytest.mark.parametrize("wrong", ["5", 2.5, True, None], ids=repr)
+def test_number_of_attempts_of_another_kind_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"^Retry\(max_attempts="):
+        Retry(max_attempts=wrong)
+
+
+def test_one_class_will_do_for_dead_on() -> None:
+    assert Retry(dead_on=ValueError).dead_on == (ValueError,)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [5, "ValueError", [ValueError("x")], (int,)], ids=repr)
+def test_dead_on_of_what_is_no_exception_class_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="must be classes of exceptions"):
+        Retry(dead_on=wrong)

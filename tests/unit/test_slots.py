@@ -207,7 +207,7 @@ def test_attempt_is_asked_to_stop_by_task_and_token(slots: Slots) -> None:
     writer = slots.writer(0)
     writer.publish(Phase.RUN, token=5, task_id=6)
 
-    slots.ask_to_stop(0, 6, 5)
+    slots.ask_to_stop(0, {(6, 5)})
 
     assert writer.is_asked_to_stop(6, 5)
     assert not writer.is_asked_to_stop(6, 4)
@@ -218,7 +218,7 @@ def test_attempt_that_a_slot_does_not_run_is_not_asked(slots: Slots) -> None:
     writer = slots.writer(0)
     writer.publish(Phase.RUN, token=5, task_id=6)
 
-    slots.ask_to_stop(0, 6, 4)
+    slots.ask_to_stop(0, {(6, 4)})
 
     assert not writer.is_asked_to_stop(6, 4)
 
@@ -228,6 +228,15 @@ def test_only_the_lane_of_the_attempt_is_asked(crowd: Slots) -> None:
     for number, lane in enumerate(lanes, 1):
         lane.publish(Phase.RUN, token=5, task_id=number)
 
-    crowd.ask_to_stop(0, 2, 5)
+    crowd.ask_to_stop(0, {(2, 5)})
 
     assert [lane.is_asked_to_stop(n, 5) for n, lane in enumerate(lanes, 1)] == [False, True, False]
+
+
+def test_slot_holds_the_attempts_of_its_lanes_and_no_others(crowd: Slots) -> None:
+    lanes = crowd.writer(0).lanes()
+    lanes[1].publish(Phase.RUN, token=5, task_id=2, attempt=1)
+
+    assert crowd.holds(0, 2, 5)
+    assert not crowd.holds(0, 2, 4)
+    assert not crowd.holds(0, 3, 5)

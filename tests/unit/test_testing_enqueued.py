@@ -247,3 +247,36 @@ def test_captured_tasks_contexts_and_outcomes_can_be_looked_through(client: Clie
 def test_the_database_of_an_async_client_is_not_read() -> None:
     with pytest.raises(TypeError, match="give a Client of the same database"):
         assert_enqueued("a", within=AsyncClient("postgresql://nobody@127.0.0.1:1/nowhere"))
+
+
+@pytest.mark.parametrize("within", ["a", b"a", 5], ids=repr)
+def test_what_cannot_be_looked_through_is_refused(within: Any) -> None:
+    with pytest.raises(TypeError, match="within = "):
+        assert_enqueued("a", within=within)
+
+
+def test_a_class_for_a_payload_is_refused(client: Client) -> None:
+    with capture(client), pytest.raises(TypeError, match="give an instance"):
+        assert_enqueued(mail, payload=Mail)
+
+
+def test_a_misspelt_option_is_named_with_those_that_there_are(client: Client) -> None:
+    with capture(client), pytest.raises(TypeError, match=r"assert_enqueued\(\).*'prio'.*priority"):
+        assert_enqueued("a", prio=1)
+
+
+@pytest.mark.parametrize("wrong", [None, Client, 5], ids=repr)
+def test_what_is_no_client_cannot_be_captured(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="must be the Client"), capture(wrong):
+        pass
+
+
+@pytest.mark.parametrize("payloads", [{"a": 1}, "abc", 5], ids=repr)
+def test_a_capture_does_not_take_one_payload_for_many(client: Client, payloads: Any) -> None:
+    with capture(client), pytest.raises(PayloadError, match="one payload per task"):
+        client.enqueue_many("a", payloads)
+
+
+def test_a_capture_does_not_take_a_text_for_keys(client: Client) -> None:
+    with capture(client), pytest.raises(PayloadError, match="a list with one key per payload"):
+        client.enqueue_many("a", [1, 2], idempotency_keys="ab")
