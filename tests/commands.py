@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -57,11 +58,19 @@ class Commands:
     def start(
         self, *words: str, environ: Mapping[str, str] | None = None, **streams: Any
     ) -> subprocess.Popen[str]:
-        """Start it as a program; its output is piped unless `streams` say otherwise."""
+        """Start it as a program that Ctrl-C ends, even where the tests run with INT ignored.
+
+        Its output is piped unless `streams` say otherwise.
+        """
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(
             self.words(*words),
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})},
+            preexec_fn=_heed_interrupts,  # noqa: PLW1509 - the tests that use it have one thread
             **{**piped, **streams},
         )
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
