@@ -27,9 +27,9 @@ def test_every_odd_end_is_recorded_and_no_worker_dies(
 ) -> None:
     with running(dsn, tmp_path / "node", handlers=("tests.odd",), pools=pools) as node:
         before = node.workers()
-        kept = client.enqueue_many(f"odd:return{suffix}", KEPT)
-        refused = client.enqueue_many(f"odd:return{suffix}", REFUSED)
-        raised = client.enqueue_many(f"odd:raise{suffix}", RAISED)
+        kept = client.enqueue_many(f"odd:return{suffix}", list(KEPT))
+        refused = client.enqueue_many(f"odd:return{suffix}", list(REFUSED))
+        raised = client.enqueue_many(f"odd:raise{suffix}", list(RAISED))
 
         node.wait_idle(60)
 
