@@ -28,6 +28,7 @@ from types import FrameType
 import psycopg2
 
 from orchestrator import config, logs
+from orchestrator.db.connection import Session
 from orchestrator.errors import DatabaseUnavailable, OrchestratorError, PayloadError
 from orchestrator.mux import Mux
 from orchestrator.outcome import Answer, Ending, Outcome
@@ -206,11 +207,7 @@ class ProcessWorker:
     def _record(self, claimed: Claim, outcome: Outcome) -> tuple[Outcome, Answer]:
         """Record an end, whatever it takes; return what was recorded in the end."""
         while True:
-            session = self.claimant.connected()
-            if session is None:
-                # Not by the inbox: a signal that waits to be read would end it at once, every time.
-                time.sleep(self.claimant.backoff.next())
-                continue
+            session = self._session()
             try:
                 return outcome, record(session, claimed, outcome)
             except PayloadError as error:
@@ -238,9 +235,14 @@ class ProcessWorker:
 
     def _was_committed(self, claimed: Claim) -> bool:
         while True:
-            session = self.claimant.connected()
-            if session is not None:
-                with contextlib.suppress(DatabaseUnavailable):
-                    return effects_were_committed(session, claimed)
-                self.claimant.disconnect()
+            with contextlib.suppress(DatabaseUnavailable):
+                return effects_were_committed(self._session(), claimed)
+            self.claimant.disconnect()
             time.sleep(self.claimant.backoff.next())
+
+    def _session(self) -> Session:
+        """Return the session, having waited for the database."""
+        while (session := self.claimant.connected()) is None:
+            # Not by the inbox: a signal that waits to be read would end it at once, every time.
+            time.sleep(self.claimant.backoff.next())
+        return session

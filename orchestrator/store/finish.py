@@ -25,9 +25,7 @@ def finish(session: Session, ends: Sequence[tuple[Claim, Outcome]]) -> list[Answ
     with session.transaction():
         answers = _finish(session, ends)
         for (_, outcome), answer in zip(ends, answers, strict=True):
-            if answer is Answer.RECORDED:
-                for request in outcome.enqueues:
-                    enqueue_from_outcome(session, request)
+            _enqueue(session, outcome, answer)
     return answers
 
 
@@ -39,10 +37,14 @@ def finish_within(session: Session, claim: Claim, outcome: Outcome) -> Answer:
         DatabaseUnavailable: the connection is gone, and the transaction with it.
     """
     answer = _finish(session, [(claim, outcome)])[0]
+    _enqueue(session, outcome, answer)
+    return answer
+
+
+def _enqueue(session: Session, outcome: Outcome, answer: Answer) -> None:
     if answer is Answer.RECORDED:
         for request in outcome.enqueues:
             enqueue_from_outcome(session, request)
-    return answer
 
 
 def _finish(session: Session, ends: Sequence[tuple[Claim, Outcome]]) -> list[Answer]:
